@@ -1,0 +1,328 @@
+"""`rerank-lab`: search, rerank, compare and list models from the shell. Bad input ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rerank_lab.core import DataError, Identity, InputError, Passage, Reranker, RerankLabError, candidates_from
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="compute every score anew, keep none")]
+Stage = Annotated[str, typer.Option(help="bm25, bi-encoder or fusion")]
+CollectionName = Annotated[str, typer.Option(help="lab, a folder, or ir_datasets:ID")]
+
+
+def main() -> None:
+    """The console command: errors of the lab become one line on standard error and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except RerankLabError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of a stream, `head` for example, went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _cache(off: bool):
+    from rerank_lab.cache import ScoreCache
+
+    return None if off else ScoreCache()
+
+
+def _quiet() -> None:
+    """Keep transformers' loading notes out of the tables."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _reranker(name: str, dtype: str, device: str, cache) -> Reranker:
+    """A reranker by what the user calls it: identity, bi-encoder, cross-encoder, a known model, a hub id or a folder."""
+    from rerank_lab.checkpoints import known_models
+
+    if name == "identity":
+        return Identity()
+    _quiet()
+    family = known_models().get(name, {}).get("family", "cross-encoder")
+    if name == "bi-encoder" or family == "bi-encoder":
+        from rerank_lab.first_stage.bi_encoder import BiEncoder
+
+        chosen = {} if name == "bi-encoder" else {"name": name}
+        made: Reranker = BiEncoder.from_pretrained(**chosen, dtype=dtype, device=device, cache=cache)
+    elif family == "cross-encoder":
+        from rerank_lab.rerankers.cross_encoder import CrossEncoder
+
+        chosen = {} if name == "cross-encoder" else {"name": name}
+        made = CrossEncoder.from_pretrained(**chosen, dtype=dtype, device=device, cache=cache)
+    else:
+        raise InputError(
+            f"{name!r} is of the family {family!r}, which this version does not run; see `rerank-lab models`"
+        )
+    made.name = name
+    return made
+
+
+def _first_stage(name: str, passages: list[Passage], dtype: str, device: str, progress: bool = False):
+    from rerank_lab.first_stage.bm25 import BM25
+    from rerank_lab.first_stage.fusion import Fusion
+
+    def dense():
+        from rerank_lab.first_stage.bi_encoder import BiEncoder, DenseIndex
+
+        _quiet()
+        return DenseIndex(BiEncoder.from_pretrained(dtype=dtype, device=device), passages, progress=progress)
+
+    if name == "bm25":
+        return BM25(passages)
+    if name == "bi-encoder":
+        return dense()
+    if name == "fusion":
+        return Fusion([BM25(passages), dense()])
+    raise InputError(f"first stage {name!r} is unknown: give bm25, bi-encoder or fusion")
+
+
+@app.command()
+def search(
+    query: str,
+    collection: CollectionName = "lab",
+    first_stage: Stage = "bm25",
+    reranker: Annotated[
+        str, typer.Option(help="identity, bi-encoder, cross-encoder, a model or a folder")
+    ] = "cross-encoder",
+    depth: Annotated[int, typer.Option(help="candidates to rerank", min=1)] = 20,
+    k: Annotated[int, typer.Option(help="passages to show", min=1)] = 5,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    no_cache: NoCache = False,
+) -> None:
+    """Search a collection and rerank what was found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rerank_lab.collections import read_collection
+
+    passages = list(read_collection(collection).passages.values())
+    found = _first_stage(first_stage, passages, dtype, device).search(query, depth)
+    ranking = _reranker(reranker, dtype, device, _cache(no_cache)).rerank(query, found, top_k=k)
+    if not len(ranking):
+        typer.echo("nothing found: no passage shares a word with the query; try --first-stage bi-encoder")
+        return
+    table = Table(title=f"{query}\n{first_stage}, top {depth}, reranked by {reranker}", box=None, pad_edge=False)
+    for head, right in (("rank", True), ("was", True), ("score", True), ("pid", False), ("passage", False)):
+        table.add_column(head, justify="right" if right else "left", overflow="fold")
+    for c in ranking:
+        table.add_row(str(c.rank), str(c.first_rank), f"{c.score:.2f}", c.pid, c.text)
+    console = Console()
+    console.print(table)
+    usage = ranking.usage
+    console.print(
+        f"{usage.pairs} pairs, {usage.cached} from the cache, {usage.input_tokens} tokens, {usage.seconds:.2f} s"
+    )
+
+
+@app.command()
+def rerank(
+    file: Annotated[
+        str, typer.Argument(help="JSONL: {query, passages: [text or {pid, text}]}; - reads standard input")
+    ] = "-",
+    reranker: Annotated[
+        str, typer.Option(help="identity, bi-encoder, cross-encoder, a model or a folder")
+    ] = "cross-encoder",
+    top_k: Annotated[int | None, typer.Option(help="passages to keep", min=1)] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    no_cache: NoCache = False,
+) -> None:
+    """Rerank JSONL: each line in gives a line out, as soon as it is done."""
+    model = None
+    for number, line in enumerate(_open(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            query, passages = _request(line)
+            model = model or _reranker(reranker, dtype, device, _cache(no_cache))
+            ranking = model.rerank(query, candidates_from(passages), top_k=top_k)
+        except (DataError, InputError) as error:
+            raise DataError(f"{'standard input' if file == '-' else file}:{number}: {error}") from error
+        rows = [{"pid": c.pid, "score": c.score, "rank": c.rank, "first_rank": c.first_rank} for c in ranking]
+        print(
+            json.dumps({"query": query, "ranking": rows, "usage": asdict(ranking.usage)}, ensure_ascii=False),
+            flush=True,
+        )
+
+
+def _open(file: str):
+    from rerank_lab.collections.reading import open_text
+
+    return sys.stdin if file == "-" else open_text(Path(file))
+
+
+def _request(line: str) -> tuple[str, list[Passage]]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(row, dict) or not isinstance(row.get("passages"), list):
+        raise DataError('expected {"query": "...", "passages": ["...", ...]}')
+    passages = []
+    for place, item in enumerate(row["passages"]):
+        pid, text = (str(place), item) if isinstance(item, str) else (None, None)
+        if isinstance(item, dict):
+            pid, text = item.get("pid", str(place)), item.get("text")
+        if not isinstance(pid, str) or not isinstance(text, str):
+            raise DataError(f"passage {place} is neither a text nor {{pid, text}} with two strings")
+        passages.append(Passage(pid, text))
+    return row.get("query"), passages
+
+
+@app.command()
+def compare(
+    collection: CollectionName = "lab",
+    first_stage: Stage = "bm25",
+    run: Annotated[
+        str | None, typer.Option(help="a run of the collection by name, or a TREC run file, as first stage")
+    ] = None,
+    rerankers: Annotated[str, typer.Option(help="names, separated by commas")] = "bi-encoder,cross-encoder",
+    depth: Annotated[int, typer.Option(help="candidates to rerank", min=1)] = 50,
+    baseline: Annotated[
+        str | None, typer.Option(help="system to test the others against; the first stage without it")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
+    runs: Annotated[Path | None, typer.Option(help="folder for the systems' runs, as TREC files")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    no_cache: NoCache = False,
+) -> None:
+    """Measure rerankers over the same candidates: quality with intervals and tests, and what each cost."""
+    from rerank_lab.collections import read_collection
+    from rerank_lab.evaluation.experiment import candidates_of_run
+    from rerank_lab.evaluation.experiment import compare as measure_all
+
+    data = read_collection(collection)
+    if not rerankers.strip(", "):
+        raise InputError("--rerankers is empty: name at least one, for example bi-encoder,cross-encoder")
+    cache = _cache(no_cache)
+    models = [_reranker(name.strip(), dtype, device, cache) for name in rerankers.split(",") if name.strip()]
+    show = sys.stderr.isatty()
+    if run is not None:
+        name = run if run in data.runs else Path(run).name
+        found = candidates_of_run(_read_run(run, data), data, depth)
+    else:
+        name = first_stage
+        stage = _first_stage(first_stage, list(data.passages.values()), dtype, device, progress=show)
+        found = {qid: stage.search(text, depth) for qid, text in data.judged().items()}
+    for model in models:  # `--first-stage bi-encoder --rerankers bi-encoder` names two different systems
+        if model.name == name:
+            model.name = f"{name} reranker"
+    experiment = measure_all(data, found, models, first_stage=name, depth=depth, baseline=baseline, progress=show)
+    result = experiment.to_json()
+    if runs is not None:
+        _save_runs(experiment, runs)
+    if json_file is not None:
+        _write(json_file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    _print_comparison(result)
+
+
+def _read_run(run: str, data):
+    from rerank_lab.collections import read_run
+
+    path = data.runs.get(run, Path(run))
+    if not path.is_file():
+        known = ", ".join(data.runs) or "none"
+        raise DataError(f"run {run!r} is neither a file nor a run of {data.name} (it has: {known})")
+    return read_run(path)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _save_runs(experiment, folder: Path) -> None:
+    from rerank_lab.collections import write_run
+
+    for system in experiment.systems:
+        name = system.name.replace("/", "--").replace(" ", "-")
+        _write(folder / f"run.{name}.trec", "")
+        # one file a system; places as scores where a system left ties
+        write_run({q: r.to_run() for q, r in system.rankings.items()}, folder / f"run.{name}.trec", name)
+
+
+def _print_comparison(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    systems = result["systems"]
+    table = Table(
+        title=f"{result['collection']}: {result['queries']} queries, {result['first_stage']} top {result['depth']}; "
+        f"RR, AP and R count grades from {result['relevant_from']}",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+    )
+    table.add_column("system")
+    names = list(systems[0]["measures"])
+    for name in names:
+        table.add_column(f"{name} [95 %]" if name == names[0] else name, justify="right")
+    for head in (f"p vs {result['baseline']}", "pairs", "cached", "tokens", "cut", "seconds"):
+        table.add_column(head, justify="right")
+    for row in systems:
+        cells = [f"{m['value']:.4f}" for m in row["measures"].values()]
+        first = row["measures"][names[0]]
+        cells[0] += f" [{first['low']:.3f}, {first['high']:.3f}]"
+        usage = row["usage"]
+        p = f"{row['test']['p_holm']:.4f}" if "test" in row else ""
+        costs = [f"{usage[key]}" if usage["pairs"] else "" for key in ("pairs", "cached", "input_tokens", "truncated")]
+        table.add_row(row["name"], *cells, p, *costs, f"{usage['seconds']:.1f}" if usage["pairs"] else "")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    if "groups" in systems[0]:
+        groups = Table(title="\nnDCG@10 by phenomenon", box=None, pad_edge=False, title_justify="left")
+        groups.add_column("phenomenon")
+        for row in systems:
+            groups.add_column(row["name"], justify="right")
+        for label in systems[0]["groups"]:
+            groups.add_row(label, *(f"{row['groups'][label]:.3f}" for row in systems))
+        console.print(groups)
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+    """List the known models of all families."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rerank_lab.checkpoints import known_models
+
+    if as_json:
+        typer.echo(json.dumps(known_models(), indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for head in ("name", "family", "parameters", "max length", "licence", "hub id"):
+        table.add_column(head)
+    for name, model in known_models().items():
+        cells = (model["family"], model["parameters"], str(model["max_length"]), model["licence"], model["hub"])
+        table.add_row(name, *cells)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    main()

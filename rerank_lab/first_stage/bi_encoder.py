@@ -1,0 +1,128 @@
+"""The bi-encoder: query and passage are read apart, each becomes one vector, and relevance is their cosine.
+
+    v(t) = mean of the token states of t,    score(q, p) = v(q) . v(p) / (|v(q)| |v(p)|)
+
+Reimers and Gurevych, Sentence-BERT, EMNLP 2019. https://arxiv.org/abs/1908.10084
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rerank_lab.batching import encode_texts, pad, progress_bar, token_budget_batches
+from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
+from rerank_lab.core import Candidate, Passage, PointwiseReranker, Usage, candidates_from
+
+__all__ = ["BiEncoder", "DenseIndex", "mean_pool"]
+
+
+def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
+    """Average the token states that count, and scale the mean to length 1.
+
+    Args:
+        states: token states, shape (B, L, d).
+        mask: 1 where a token counts, 0 for padding, shape (B, L).
+
+    Returns:
+        Unit vectors, shape (B, d).
+
+    >>> states = torch.tensor([[[3.0, 0.0], [3.0, 8.0], [9.0, 9.0]]])
+    >>> mean_pool(states, torch.tensor([[1, 1, 0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    weights = mask[..., None].to(states.dtype)  # (B, L, 1)
+    return F.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+
+
+class BiEncoder(PointwiseReranker):
+    """Encodes texts to unit vectors; as a reranker, scores passages by cosine.
+
+    Args:
+        model: a transformers encoder.
+        tokenizer: its fast tokenizer.
+        name: what tables call it.
+        max_length: tokens a text may have; longer ones are cut and counted.
+        cache: where scores are kept; None switches it off.
+        model_key: what identifies the weights in the cache.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        name: str = "bi-encoder",
+        max_length: int = 256,
+        cache: ScoreCache | None = None,
+        model_key: str = "",
+    ):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.name, self.max_length, self.cache = name, max_length, cache
+        self.cache_key = f"bi-encoder mean cosine|{model_key}|{model.dtype}|{max_length}"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "all-MiniLM-L6-v2",
+        *,
+        max_length: int = 256,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: ScoreCache | None = None,
+    ) -> BiEncoder:
+        """Load by short name, hub id or folder; `dtype` and `device` as in `checkpoints.load_model`."""
+        checkpoint = resolve(name)
+        model = load_model("AutoModel", checkpoint, dtype=dtype, device=device)
+        return cls(
+            model,
+            load_tokenizer(checkpoint),
+            max_length=max_length,
+            cache=cache,
+            model_key=f"{checkpoint.name}@{checkpoint.revision}",
+        )
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], usage: Usage | None = None, progress: bool = False) -> Tensor:
+        """Unit vectors of texts, shape (N, d), float32, on the CPU."""
+        usage = usage if usage is not None else Usage()
+        vectors = torch.empty(len(texts), self.model.config.hidden_size)
+        encoded = encode_texts(self.tokenizer, texts, self.max_length)
+        for batch in progress_bar(token_budget_batches([len(e) for e in encoded]), "encoding", progress):
+            ids, mask = pad([encoded[i].ids for i in batch], self.tokenizer.pad_token_id, self.model.device)
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, d)
+            vectors[batch] = mean_pool(states.float(), mask).cpu()
+            usage.calls += 1
+            usage.input_tokens += int(mask.sum())
+            usage.truncated += sum(encoded[i].truncated for i in batch)
+        return vectors
+
+    def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
+        def compute(texts: list[str]) -> list[float]:
+            vectors = self.encode([query, *texts], usage)
+            return (vectors[1:] @ vectors[0]).tolist()
+
+        return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
+
+
+class DenseIndex:
+    """Exact search over the vectors of a collection: one matrix product a query.
+
+    Args:
+        encoder: encodes passages now and queries later.
+        passages: the collection.
+    """
+
+    def __init__(self, encoder: BiEncoder, passages: Sequence[Passage], progress: bool = False):
+        self.encoder, self.passages = encoder, list(passages)
+        self.vectors = encoder.encode([p.text for p in self.passages], progress=progress)  # (N, d)
+
+    def search(self, query: str, k: int = 100) -> list[Candidate]:
+        """The k nearest passages by cosine, best first; ties by place in the collection."""
+        scores = self.vectors @ self.encoder.encode([query])[0]  # (N,)
+        best = torch.sort(scores, descending=True, stable=True).indices[:k].tolist()
+        return candidates_from([self.passages[i] for i in best], scores[best].tolist())

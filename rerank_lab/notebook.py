@@ -1,0 +1,14 @@
+"""What the chapters need to show the package's own code."""
+
+from __future__ import annotations
+
+import inspect
+
+__all__ = ["source"]
+
+
+def source(thing):
+    """Show the source of a function or class, highlighted, as it stands in the package."""
+    from IPython.display import Code
+
+    return Code(inspect.getsource(thing), language="python")

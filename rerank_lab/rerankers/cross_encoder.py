@@ -1,0 +1,148 @@
+"""The cross-encoder: query and passage are read together, so every token of one can attend to every token of the other.
+
+    score(q, p) = w . BERT([CLS] q [SEP] p [SEP])_[CLS] + b
+
+Nogueira and Cho, Passage Re-ranking with BERT, 2019. https://arxiv.org/abs/1901.04085
+
+`CrossEncoder.from_pretrained` reads two kinds of checkpoint: any sequence classifier of the hub with one logit, by the equation above;
+and the lab's own adapter, by the reading in `rerankers/gated.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rerank_lab.batching import Encoded, encode_pairs, encode_texts, pad, token_budget_batches
+from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.checkpoints import Checkpoint, load_model, load_tokenizer, merge_lora, resolve
+from rerank_lab.core import CheckpointError, InputError, Passage, PointwiseReranker, Usage
+from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
+
+__all__ = ["CrossEncoder"]
+
+
+class CrossEncoder(PointwiseReranker):
+    """Scores query-passage pairs with a transformer.
+
+    Args:
+        encode: gives each pair of a query and texts as the model reads it.
+        forward: gives scores (B,) of a batch of encoded pairs.
+        name: what tables call it.
+        cache: where scores are kept; None switches it off.
+        model_key: what identifies weights, template and precision in the cache.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str, Sequence[str]], list[Encoded]],
+        forward: Callable[[list[Encoded]], Tensor],
+        *,
+        name: str = "cross-encoder",
+        cache: ScoreCache | None = None,
+        model_key: str = "",
+    ):
+        self.encode, self.forward = encode, forward
+        self.name, self.cache, self.cache_key = name, cache, f"cross-encoder|{model_key}"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "lab-cross-encoder",
+        *,
+        max_length: int | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: ScoreCache | None = None,
+    ) -> CrossEncoder:
+        """Load by short name, hub id or folder.
+
+        Args:
+            name: `lab-cross-encoder`, `BAAI/bge-reranker-v2-m3`, `./my-model` ...
+            max_length: tokens a pair may have; without it, what the checkpoint takes, at most 512.
+            dtype: float32, bfloat16, float16; auto is float32 on a CPU.
+            device: cpu, cuda ...; auto takes a GPU where there is one.
+            cache: where scores are kept; None switches it off.
+
+        Raises:
+            CheckpointError: not found, or not a sequence classifier with one logit.
+        """
+        checkpoint = resolve(name)
+        build = _gated if (checkpoint.path / "adapter_config.json").is_file() else _classifier
+        encode, forward, limit = build(checkpoint, max_length, dtype, device)
+        key = f"{checkpoint.name}@{checkpoint.revision}|{build.__name__}|{dtype}|{limit}"
+        return cls(encode, forward, name=checkpoint.path.name if build is _gated else name, cache=cache, model_key=key)
+
+    @torch.inference_mode()
+    def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
+        def compute(texts: list[str]) -> list[float]:
+            pairs = self.encode(query, texts)
+            scores = torch.empty(len(pairs))
+            for batch in token_budget_batches([len(p) for p in pairs]):
+                scores[batch] = self.forward([pairs[i] for i in batch]).float().cpu()
+                usage.calls += 1
+            usage.input_tokens += sum(len(p) for p in pairs)
+            usage.truncated += sum(p.truncated for p in pairs)
+            return scores.tolist()
+
+        return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
+
+
+def _classifier(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: str):
+    """The reading of hub checkpoints: the tokenizer's pair template and the single logit."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    if config.num_labels != 1:
+        raise CheckpointError(
+            f"{checkpoint.name} has {config.num_labels} output labels: a cross-encoder needs a sequence classifier with one "
+            "(a bi-encoder or language model is loaded by its own class)"
+        )
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_model("AutoModelForSequenceClassification", checkpoint, dtype=dtype, device=device)
+    takes = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
+    limit = _limit(max_length, takes)
+    with_types = "token_type_ids" in tokenizer.model_input_names
+
+    def forward(rows: list[Encoded]) -> Tensor:
+        ids, mask = pad([r.ids for r in rows], tokenizer.pad_token_id, model.device)
+        types = {"token_type_ids": pad([r.segments for r in rows], 0, model.device)[0]} if with_types else {}
+        return model(input_ids=ids, attention_mask=mask, **types).logits[:, 0]
+
+    return lambda query, texts: encode_pairs(tokenizer, query, texts, limit), forward, limit
+
+
+def _gated(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: str):
+    """The reading of the lab's adapters: LoRA merged into the backbone, both sides under one gated attention."""
+    import json
+
+    base = json.loads((checkpoint.path / "adapter_config.json").read_text())["base_model_name_or_path"]
+    backbone = resolve(base)
+    tokenizer = load_tokenizer(backbone)
+    bert = load_model("AutoModel", backbone, dtype=dtype, device=device, add_pooling_layer=False)
+    merge_lora(bert, checkpoint.path)
+    model = GatedCrossEncoder(bert)
+    model.load_head(checkpoint.path)
+    model = model.eval().to(bert.device)
+    limit = _limit(max_length, bert.config.max_position_embeddings)
+
+    def encode(query: str, texts: Sequence[str]) -> list[Encoded]:
+        (left,) = encode_texts(tokenizer, [query], 10**9)
+        room = limit - len(left)
+        if room < 3:
+            raise InputError(
+                f"the query takes {len(left)} of the model's {limit} tokens and leaves none for a passage: shorten the query"
+            )
+        return [side_by_side(left, right) for right in encode_texts(tokenizer, texts, room)]
+
+    return encode, lambda rows: model(**collate(rows, bert.device)), limit
+
+
+def _limit(asked: int | None, takes: int) -> int:
+    if asked is None:
+        return min(512, takes)
+    if not 8 <= asked <= takes:
+        raise InputError(f"max_length is {asked}: the model takes 8 to {takes} tokens")
+    return asked

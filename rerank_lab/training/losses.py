@@ -1,0 +1,45 @@
+"""Losses for rerankers: small pure functions of a group's scores."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["listwise_kl", "teacher_target"]
+
+
+def teacher_target(cosine: Tensor, gain: Tensor, temperature: float = 0.08, boost: float = 6.0) -> Tensor:
+    """Mix what a bi-encoder thinks of a group with what its labels say: softmax(cosine / temperature + boost * gain).
+
+    The cosine orders the passages that no label tells apart, and keeps the student from forgetting it.
+
+    Args:
+        cosine: bi-encoder similarities, shape (groups, G).
+        gain: graded relevance scaled to 0..1, shape (groups, G).
+
+    Returns:
+        A distribution over each group, shape (groups, G).
+
+    >>> import torch
+    >>> teacher_target(torch.tensor([[0.5, 0.5, 0.42]]), torch.tensor([[1.0, 0.0, 0.0]])).round(decimals=4)
+    tensor([[0.9966, 0.0025, 0.0009]])
+    """
+    return F.softmax(cosine / temperature + boost * gain, dim=-1)
+
+
+def listwise_kl(scores: Tensor, target: Tensor) -> Tensor:
+    """KL(target || softmax(scores)), averaged over groups; zero when the scores say exactly the target.
+
+    The listwise softmax loss of Cao et al., ListNet, ICML 2007, with a distribution as its target.
+
+    Args:
+        scores: shape (groups, G).
+        target: rows sum to 1, shape (groups, G).
+
+    >>> import torch
+    >>> listwise_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.5]])).item()
+    0.0
+    >>> round(listwise_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item(), 4)
+    0.6931
+    """
+    return F.kl_div(F.log_softmax(scores, dim=-1), target, reduction="batchmean")
