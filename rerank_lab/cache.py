@@ -1,7 +1,7 @@
 """Scores that were computed once are kept in SQLite, so that a stopped run goes on where it was.
 
-A key is the digest of model + revision + template, query and passage text; a value is one float. SQLite in WAL mode is safe for
-several processes and for one that is killed (https://www.sqlite.org/wal.html).
+A key is the digest of model + revision + template, query and passage text; a value is one float. SQLite in WAL
+mode is safe for several processes and for one that is killed (https://www.sqlite.org/wal.html).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def cached_scores(
     compute: Callable[[list[str]], list[float]],
     usage: Usage,
 ) -> list[float]:
-    """Scores of passages: from the cache where known, else computed and kept. A text that occurs twice is computed once.
+    """Scores of passages: from the cache where known, else computed and kept. A text that occurs twice is
+    computed once.
 
     Args:
         compute: gives one score for each text of a list.

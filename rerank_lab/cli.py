@@ -1,4 +1,4 @@
-"""`rerank-lab`: search, rerank, compare and list models from the shell. Bad input ends with one line and exit code 2."""
+"""`rerank-lab`: search, rerank, compare and list models. Bad input ends with one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -43,21 +43,14 @@ def _cache(off: bool):
     return None if off else ScoreCache()
 
 
-def _quiet() -> None:
-    """Keep transformers' loading notes out of the tables."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
 def _reranker(name: str, dtype: str, device: str, cache) -> Reranker:
-    """A reranker by what the user calls it: identity, bi-encoder, cross-encoder, a known model, a hub id or a folder."""
+    """A reranker by its name: identity, bi-encoder, cross-encoder, a known model, a hub id or a folder."""
     from rerank_lab.checkpoints import known_models
+    from rerank_lab.notebook import quiet
 
     if name == "identity":
         return Identity()
-    _quiet()
+    quiet()
     family = known_models().get(name, {}).get("family", "cross-encoder")
     if name == "bi-encoder" or family == "bi-encoder":
         from rerank_lab.first_stage.bi_encoder import BiEncoder
@@ -83,8 +76,9 @@ def _first_stage(name: str, passages: list[Passage], dtype: str, device: str, pr
 
     def dense():
         from rerank_lab.first_stage.bi_encoder import BiEncoder, DenseIndex
+        from rerank_lab.notebook import quiet
 
-        _quiet()
+        quiet()
         return DenseIndex(BiEncoder.from_pretrained(dtype=dtype, device=device), passages, progress=progress)
 
     if name == "bm25":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-__all__ = ["source"]
+__all__ = ["quiet", "source"]
 
 
 def source(thing):
@@ -12,3 +12,11 @@ def source(thing):
     from IPython.display import Code
 
     return Code(inspect.getsource(thing), language="python")
+
+
+def quiet() -> None:
+    """Keep the loading notes and progress bars of transformers out of a notebook's outputs."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,7 +1,8 @@
 """An experiment: one first stage, several rerankers over the same candidates, measured side by side.
 
-Only what the first stage found is reranked; a relevant passage that it missed stays missed (no positive is ever injected). The recall of the
-candidates is therefore a ceiling, and the oracle, the same candidates ordered by grade, shows how high it is.
+Only what the first stage found is reranked; a relevant passage that it missed stays missed (no positive is ever
+injected). The recall of the candidates is therefore a ceiling, and the oracle, the same candidates ordered by
+grade, shows how high it is.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     score(q, p) = sum over words w of q:  idf(w) * tf (k1 + 1) / (tf + k1 (1 - b + b |p| / average |p|))
 
-Robertson and Zaragoza, 2009. https://doi.org/10.1561/1500000019. Note: `BM25Okapi` floors the idf of very common words, so its scores
-differ from Lucene's; its order seldom does.
+Robertson and Zaragoza, 2009. https://doi.org/10.1561/1500000019. Note: `BM25Okapi` floors the idf of very
+common words, so its scores differ from Lucene's; its order seldom does.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Nogueira and Cho, Passage Re-ranking with BERT, 2019. https://arxiv.org/abs/1901.04085
 
-`CrossEncoder.from_pretrained` reads two kinds of checkpoint: any sequence classifier of the hub with one logit, by the equation above;
-and the lab's own adapter, by the reading in `rerankers/gated.py`.
+`CrossEncoder.from_pretrained` reads two kinds of checkpoint: any sequence classifier of the hub with one logit,
+by the equation above; and the lab's own adapter, by the reading in `rerankers/gated.py`.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def _classifier(checkpoint: Checkpoint, max_length: int | None, dtype: str, devi
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     if config.num_labels != 1:
         raise CheckpointError(
-            f"{checkpoint.name} has {config.num_labels} output labels: a cross-encoder needs a sequence classifier with one "
-            "(a bi-encoder or language model is loaded by its own class)"
+            f"{checkpoint.name} has {config.num_labels} output labels: a cross-encoder needs a sequence classifier "
+            "with one (a bi-encoder or language model is loaded by its own class)"
         )
     tokenizer = load_tokenizer(checkpoint)
     model = load_model("AutoModelForSequenceClassification", checkpoint, dtype=dtype, device=device)
@@ -133,7 +133,8 @@ def _gated(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: s
         room = limit - len(left)
         if room < 3:
             raise InputError(
-                f"the query takes {len(left)} of the model's {limit} tokens and leaves none for a passage: shorten the query"
+                f"the query takes {len(left)} of the model's {limit} tokens and leaves none for a passage: "
+                "shorten the query"
             )
         return [side_by_side(left, right) for right in encode_texts(tokenizer, texts, room)]
 

@@ -1,13 +1,14 @@
 """The lab's own cross-encoder: a bi-encoder that learned how far to look across.
 
-Query and passage are laid side by side and read by one BERT in one pass. In each attention head h of each layer l a learned gate
-g[l, h] is added to the attention logits between the two sides:
+Query and passage are laid side by side and read by one BERT in one pass. In each attention head h of each layer
+l a learned gate g[l, h] is added to the attention logits between the two sides:
 
     attention(i, j) = softmax_j( k_j . q_i / sqrt(d)  +  g[l, h] * [i and j on different sides] )
 
-With g = -inf no token sees the other side, and the pass is exactly the bi-encoder's two passes; with g = 0 it is an ordinary
-cross-encoder. Training starts at g = -2, half blindfold, so that what the pretrained bi-encoder knows is not lost on the way (the idea of a
-gate that starts shut: Alayrac et al., Flamingo, 2022, section 3.1. https://arxiv.org/abs/2204.14198).
+With g = -inf no token sees the other side, and the pass is exactly the bi-encoder's two passes; with g = 0 it
+is an ordinary cross-encoder. Training starts at g = -2, half blindfold, so that what the pretrained bi-encoder
+knows is not lost on the way (the idea of a gate that starts shut: Alayrac et al., Flamingo, 2022, section 3.1.
+https://arxiv.org/abs/2204.14198).
 
 The score reads the token states after the last layer in three ways, weighted by learned numbers:
 

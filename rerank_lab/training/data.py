@@ -1,7 +1,8 @@
 """Training groups: a query, eight passages, a gain for each. Five sources of text, and queries written for them.
 
-Negatives are hard on purpose: other crops of the same article, other answers about the same disease, graded near misses. What
-contains the answer's own words, or is nearly the positive itself, is left out (a false negative teaches the opposite).
+Negatives are hard on purpose: other crops of the same article, other answers about the same disease, graded
+near misses. What contains the answer's own words, or is nearly the positive itself, is left out (a false
+negative teaches the opposite).
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class GroupMaker:
             "medquad": self._medquad,
             "dl21": self._dl21,
             "written": self._written,
+            "near_misses": self._near_misses,
         }
         for source, count in counts.items():
             if source not in makers:
@@ -186,6 +188,15 @@ class GroupMaker:
         lines = (files("rerank_lab.training") / "written.jsonl").read_text(encoding="utf-8").splitlines()
         for row in map(json.loads, lines):
             yield row["query"], [text(k) for k in row["passages"]], [g / 3 for g in row["grades"]]
+
+    def _near_misses(self):
+        """Groups written for this project: wrong passages look right; passages of other groups fill them up."""
+        lines = (files("rerank_lab.training") / "near_misses.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        for row in rows:
+            others = self.random.sample([r for r in rows if r is not row], SIZE - len(row["passages"]))
+            passages = row["passages"] + [{**self.random.choice(r["passages"]), "grade": 0} for r in others]
+            yield row["query"], [p["text"] for p in passages], [p["grade"] / 3 for p in passages]
 
 
 def save_groups(groups: list[Group], path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Train the bundled cross-encoder: LoRA on every linear layer, the gates, and the reading of the score.
+"""Train the bundled cross-encoder: LoRA on every linear layer, the gates, and the reading of the score. Run:
+`make train`.
 
-    rerank-lab-train rerank_lab/training/cross_encoder.toml [--steps N]
-
-A run lives in a folder: `groups.jsonl` (made once), `state.pt` (last checkpoint), `log.jsonl` (the curve). Started again, it goes on from
-there. Hu et al., LoRA, ICLR 2022. https://arxiv.org/abs/2106.09685
+A run lives in a folder: `groups.jsonl` and `finish.jsonl` (made once), `state.pt` (the last checkpoint),
+`log.jsonl` (the curve). Started again, it goes on from there. Hu et al., LoRA, ICLR 2022.
+https://arxiv.org/abs/2106.09685
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from time import perf_counter
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from rerank_lab.batching import encode_texts
+from rerank_lab.batching import encode_texts, token_budget_batches
 from rerank_lab.checkpoints import load_model, load_tokenizer, resolve, tomllib
 from rerank_lab.core import RerankLabError
 from rerank_lab.first_stage.bi_encoder import BiEncoder
@@ -81,39 +81,54 @@ class Trainer:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.config["steps"] - warm)))
 
-    def groups(self) -> tuple[list[Group], list[Group]]:
-        """Training and validation groups; no query is in both."""
-        path = self.run / "groups.jsonl"
-        if not path.exists():
-            encoder = BiEncoder.from_pretrained(self.config["base"], max_length=128, dtype="bfloat16")
-            maker = GroupMaker(Path(self.config["data"]), encoder, self.config["seed"])
-            save_groups(list(maker.make(self.config["mix"])), path)
-        groups = load_groups(path)
+    def groups(self) -> tuple[list[Group], list[Group], list[Group]]:
+        """Groups for training, for validation (no query is in both), and for the end of the run."""
+        groups = self._made("groups", self.config["mix"])
+        finish = self._made("finish", self.config["finish"]["mix"])
         queries = sorted({g.query for g in groups})
         random.Random(self.config["seed"]).shuffle(queries)
-        held_out: set[str] = set()
-        validation: list[Group] = []
-        by_query: dict[str, list[Group]] = {}
-        for group in groups:
-            by_query.setdefault(group.query, []).append(group)
-        for query in queries:
-            if len(validation) >= self.config["validation_groups"]:
-                break
-            held_out.add(query)
-            validation.append(by_query[query][0])
-        return [g for g in groups if g.query not in held_out], validation
+        held_out = set(queries[: self.config["validation_groups"]])
+        validation = list({g.query: g for g in reversed(groups) if g.query in held_out}.values())
+        return [g for g in groups if g.query not in held_out], validation, finish
+
+    def _made(self, name: str, mix: dict[str, int]) -> list[Group]:
+        path = self.run / f"{name}.jsonl"
+        if not path.exists():
+            encoder = BiEncoder.from_pretrained(self.config["base"], max_length=128, dtype="bfloat16")
+            save_groups(list(GroupMaker(Path(self.config["data"]), encoder, self.config["seed"]).make(mix)), path)
+        return load_groups(path)
+
+    def schedule(self, training: list[Group], finish: list[Group]) -> list[list[Group]]:
+        """The groups of each step: passes over the mix; from `finish.from_step` on, some are of the finish."""
+        shuffle = random.Random(self.config["seed"]).shuffle
+        size, steps = self.config["groups_per_step"], self.config["steps"]
+        queue: list[Group] = []
+        training = list(training)
+        while len(queue) < steps * size:
+            shuffle(training)
+            queue += training
+        plan = [queue[i * size : (i + 1) * size] for i in range(steps)]
+        last: list[Group] = []
+        few = self.config["finish"]["groups_per_step"]
+        for step in range(self.config["finish"]["from_step"], steps):
+            if len(last) < few:
+                last = list(finish)
+                shuffle(last)
+            plan[step][:few] = [last.pop() for _ in range(few)]
+        return plan
 
     def scores(self, groups: list[Group]) -> torch.Tensor:
         """Scores of a batch of groups, shape (groups, G)."""
         rows = []
         for group in groups:
-            query, *passages = encode_texts(self.tokenizer, [group.query, *group.passages], self.config["max_length"])
-            room = max(16, self.config["max_length"] - len(query))
-            passages = encode_texts(self.tokenizer, group.passages, room)
+            (query,) = encode_texts(self.tokenizer, [group.query], self.config["max_length"] - 16)
+            passages = encode_texts(self.tokenizer, group.passages, self.config["max_length"] - len(query))
             rows += [side_by_side(query, p) for p in passages]
+        batches = token_budget_batches([len(r) for r in rows], 2048)
         with torch.autocast(self.device, torch.bfloat16):
-            flat = self.model(**collate(rows, self.device))
-        return flat.view(len(groups), -1)
+            parts = [self.model(**collate([rows[i] for i in batch], self.device)) for batch in batches]
+        back = torch.tensor([i for batch in batches for i in batch], device=self.device).argsort()
+        return torch.cat(parts)[back].view(len(groups), -1)
 
     def loss(self, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         scores = self.scores(groups)
@@ -136,20 +151,15 @@ class Trainer:
         return {"loss": round(total / len(groups), 4), "first_is_best": round(right / len(groups), 4)}
 
     def train(self) -> None:
-        training, validation = self.groups()
-        order = random.Random(self.config["seed"])
-        schedule: list[Group] = []
-        need = self.config["steps"] * self.config["groups_per_step"]
-        while len(schedule) < need:
-            order.shuffle(training)
-            schedule += training
+        """Run to the last step, validating, logging and saving on the way."""
+        training, validation, finish = self.groups()
+        plan = self.schedule(training, finish)
         self.resume()
         self.model.train()
         started, first = perf_counter(), self.step
         running = 0.0
         while self.step < self.config["steps"]:
-            at = self.step * self.config["groups_per_step"]
-            loss, _ = self.loss(schedule[at : at + self.config["groups_per_step"]])
+            loss, _ = self.loss(plan[self.step])
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -180,31 +190,23 @@ class Trainer:
 
     def save(self) -> None:
         """Keep the run's state, and export the adapter as fp16 safetensors to `<run>/export`."""
-        trained = {
-            n: p.detach()
-            for n, p in self.model.named_parameters()
-            if p.requires_grad and ("lora_" in n or not n.startswith("bert."))
+        trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        state = {
+            "trained": trained,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
         }
         part = self.run / "state.part"
-        torch.save(
-            {
-                "trained": trained,
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "step": self.step,
-            },
-            part,
-        )
+        torch.save(state, part)
         part.replace(self.run / "state.pt")
         export = self.run / "export"
+        self.adapter.peft_config["default"].base_model_name_or_path = self.config["base"]
         self.adapter.save_pretrained(export)
-        from safetensors.torch import load_file
-
         adapter = export / "adapter_model.safetensors"
         save_file({k: v.half().contiguous() for k, v in load_file(adapter).items()}, adapter)
-        save_file(
-            {k: v.half().contiguous().cpu() for k, v in self.model.head_state().items()}, export / "head.safetensors"
-        )
+        head = {k: v.half().cpu().contiguous() for k, v in self.model.head_state().items()}
+        save_file(head, export / "head.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> int:
