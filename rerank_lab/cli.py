@@ -253,11 +253,10 @@ def _write(path: Path, text: str) -> None:
 def _save_runs(experiment, folder: Path) -> None:
     from rerank_lab.collections import write_run
 
+    folder.mkdir(parents=True, exist_ok=True)
     for system in experiment.systems:
         name = system.name.replace("/", "--").replace(" ", "-")
-        _write(folder / f"run.{name}.trec", "")
-        # one file a system; places as scores where a system left ties
-        write_run({q: r.to_run() for q, r in system.rankings.items()}, folder / f"run.{name}.trec", name)
+        write_run({qid: r.to_run() for qid, r in system.rankings.items()}, folder / f"run.{name}.trec", name)
 
 
 def _print_comparison(result: dict[str, Any]) -> None:

@@ -91,7 +91,10 @@ class BM25:
         if not passages:
             raise DataError("BM25 needs at least one passage, the collection has none")
         self.passages = list(passages)
-        self._index = BM25Okapi([tokenize(p.text) for p in self.passages], k1=k1, b=b)
+        words = [tokenize(p.text) for p in self.passages]
+        if not any(words):
+            raise DataError("BM25 needs at least one passage with a word that is not a stop word")
+        self._index = BM25Okapi(words, k1=k1, b=b)
 
     def search(self, query: str, k: int = 100) -> list[Candidate]:
         """The k best passages that share a word with the query, best first; ties by place in the collection."""
