@@ -1,4 +1,4 @@
-"""Quality on collections that are not in the repository: $RERANK_LAB_BENCH names the folder that holds them. Run: make bench.
+"""Quality on collections outside the repository: $RERANK_LAB_BENCH names the folder that holds them. Run: make bench.
 
 The figures that a correct pipeline gives on TREC DL 2019: BM25's run .5058 nDCG@10 (published, anserini), its top 100
 reordered by all-MiniLM-L6-v2 .642.

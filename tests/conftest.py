@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub reads it: tests never wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # read by transformers when it is imported, which most tests need not do
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import string
 
@@ -11,10 +13,13 @@ import pytest
 
 from rerank_lab.core import Passage, candidates_from
 
-WORDS = (
-    "the a ferry tram bus harbour island leaves at nine ten ticket price of is in on when how much does it cost "
-    "passage query dog cat museum opens closed sunday not child adult return night boat river bridge"
-).split()
+# fmt: off
+WORDS = [
+    "the", "a", "ferry", "tram", "bus", "harbour", "island", "leaves", "at", "nine", "ten", "ticket", "price", "of",
+    "is", "in", "on", "when", "how", "much", "does", "it", "cost", "passage", "query", "dog", "cat", "museum", "opens",
+    "closed", "sunday", "not", "child", "adult", "return", "night", "boat", "river", "bridge",
+]
+# fmt: on
 LONG = "the ferry leaves the harbour at nine and the tram is late " * 175  # more than 10,000 characters
 assert len(LONG) > 10_000
 
@@ -39,13 +44,6 @@ def own_cache_and_no_memory_of_names(tmp_path, monkeypatch):
     resolve.cache_clear()
     yield
     resolve.cache_clear()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quiet_transformers():
-    from rerank_lab.notebook import quiet
-
-    quiet()
 
 
 @pytest.fixture
@@ -245,10 +243,10 @@ def tiny_classifiers(tiny_bert, tiny_xlm_roberta, tiny_modernbert):
 
 @pytest.fixture(scope="session")
 def lab_cross_encoder():
-    """The bundled cross-encoder over the real all-MiniLM-L6-v2."""
+    """The bundled cross-encoder over the real all-MiniLM-L6-v2, with short pairs to be quick."""
     from rerank_lab import CrossEncoder
 
-    return CrossEncoder.from_pretrained("lab-cross-encoder")
+    return CrossEncoder.from_pretrained("lab-cross-encoder", max_length=96)
 
 
 @pytest.fixture
@@ -274,7 +272,8 @@ def beir_folder(tmp_path):
         "query-id\tcorpus-id\tscore\nq1\td1\t3\nq1\td4\t1\nq2\td3\t2\nq2\td2\t0\n", encoding="utf-8"
     )
     (folder / "run.words.top3.trec").write_text(
-        "q1 Q0 d4 1 3.5 words\nq1 Q0 d1 2 3.0 words\nq1 Q0 d2 3 0.5 words\nq2 Q0 d2 1 2.0 words\nq2 Q0 d1 2 1.0 words\n",
+        "q1 Q0 d4 1 3.5 words\nq1 Q0 d1 2 3.0 words\nq1 Q0 d2 3 0.5 words\n"
+        "q2 Q0 d2 1 2.0 words\nq2 Q0 d1 2 1.0 words\n",
         encoding="utf-8",
     )
     return folder

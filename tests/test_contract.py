@@ -1,0 +1,249 @@
+"""What every reranker promises, whatever its family."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import LONG, QUERY, TEXTS
+
+from rerank_lab import BiEncoder, CrossEncoder, Identity, Passage, ScoreCache, candidates_from
+from rerank_lab.batching import Encoded
+from rerank_lab.core import InputError, PointwiseReranker
+
+NAMES = [
+    "identity",
+    "bi-encoder",
+    "cross-encoder-bert",
+    "cross-encoder-xlm-roberta",
+    "cross-encoder-modernbert",
+    "lab-cross-encoder",
+]
+POINTWISE = NAMES[1:]
+
+
+@pytest.fixture(scope="session")
+def rerankers(tiny_encoder, tiny_classifiers, lab_cross_encoder):
+    made = {"identity": Identity(), "bi-encoder": BiEncoder.from_pretrained(tiny_encoder)}
+    for backbone, folder in tiny_classifiers.items():
+        made[f"cross-encoder-{backbone}"] = CrossEncoder.from_pretrained(folder)
+    return {**made, "lab-cross-encoder": lab_cross_encoder}
+
+
+@pytest.fixture(params=NAMES)
+def reranker(request, rerankers):
+    return rerankers[request.param]
+
+
+@pytest.fixture(params=POINTWISE)
+def pointwise(request, rerankers):
+    return rerankers[request.param]
+
+
+def test_the_same_pids_come_out_and_the_inputs_stay_as_they_were(reranker, candidates):
+    before = deepcopy(candidates)
+    ranking = reranker.rerank(QUERY, candidates)
+    assert candidates == before
+    assert sorted(c.pid for c in ranking) == sorted(c.pid for c in candidates)
+    assert {c.pid: c.passage for c in ranking} == {c.pid: c.passage for c in candidates}
+    assert ranking.query == QUERY
+
+
+def test_scores_fall_ranks_count_up_and_the_first_rank_is_kept(reranker, candidates):
+    ranking = reranker.rerank(QUERY, candidates)
+    found = [c.score for c in ranking]
+    assert found == sorted(found, reverse=True)
+    assert all(isinstance(score, float) and math.isfinite(score) for score in found)
+    assert [c.rank for c in ranking] == list(range(1, len(candidates) + 1))
+    assert {c.pid: c.first_rank for c in ranking} == {c.pid: c.rank for c in candidates}
+
+
+def test_first_rank_is_the_rank_that_the_candidate_came_with(reranker, candidates):
+    ranking = reranker.rerank(QUERY, candidates[3:5])
+    assert {c.pid: c.first_rank for c in ranking} == {"p3": 4, "p4": 5}
+    assert sorted(c.rank for c in ranking) == [1, 2]
+
+
+def test_the_order_is_that_of_the_scores(pointwise, candidates):
+    ranking = pointwise.rerank(QUERY, candidates)
+    scores = pointwise.score(QUERY, [c.passage for c in candidates])
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])
+    assert [c.pid for c in ranking] == [candidates[i].pid for i in best]
+    assert ranking.to_run() == pytest.approx({c.pid: s for c, s in zip(candidates, scores, strict=True)}, abs=1e-6)
+
+
+def test_texts_that_occur_twice_keep_the_first_stages_order(reranker):
+    doubled = candidates_from([Passage(f"{name}{i}", text) for i, text in enumerate(TEXTS[:3]) for name in "zya"])
+    ranking = reranker.rerank(QUERY, doubled)
+    for i in range(3):
+        assert [c.pid for c in ranking if c.pid.endswith(str(i))] == [f"z{i}", f"y{i}", f"a{i}"]
+
+
+def test_no_candidates_give_an_empty_ranking(reranker):
+    ranking = reranker.rerank(QUERY, [])
+    assert len(ranking) == 0
+    assert list(ranking) == []
+    assert ranking.to_run() == {}
+    assert (ranking.usage.pairs, ranking.usage.calls, ranking.usage.input_tokens) == (0, 0, 0)
+
+
+def test_a_single_candidate_stays_alone(reranker):
+    (only,) = reranker.rerank(QUERY, candidates_from(["the tram is late"]))
+    assert (only.pid, only.rank, only.first_rank) == ("0", 1, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "🐈‍⬛🚢 ferry 🏝️",
+        "متى تغادر العبارة الليلية؟",
+        "e\u0301a\u0308o\u0327 \u0301\u0301\u0301",
+        "\u200b\u202e\ufeff\x00\x07",
+        "夜のフェリーは何時に出ますか",
+        "𝒻𝑒𝓇𝓇𝓎",
+        "\n\t ",
+    ],
+    ids=["emoji", "arabic", "combining", "invisible", "japanese", "astral", "white"],
+)
+def test_any_script_can_be_ranked(reranker, text):
+    passages = [Passage("odd", text), Passage("plain", "the night ferry leaves at nine")]
+    ranking = reranker.rerank(QUERY, candidates_from(passages))
+    assert sorted(c.pid for c in ranking) == ["odd", "plain"]
+    assert all(math.isfinite(c.score) for c in ranking)
+    if text.strip():
+        assert len(reranker.rerank(text, candidates_from(passages))) == 2
+
+
+def test_a_passage_of_ten_thousand_characters_is_cut_and_counted(pointwise):
+    ranking = pointwise.rerank("the ferry", candidates_from(["tram", LONG, "bus", LONG + "museum"]))
+    assert len(ranking) == 4
+    assert ranking.usage.truncated == 2
+
+
+def test_identity_cuts_nothing(candidates):
+    ranking = Identity().rerank(QUERY, [*candidates, *candidates_from([LONG])])
+    assert ranking.usage.truncated == 0
+    assert [c.pid for c in ranking] == [*(c.pid for c in candidates), "0"]
+
+
+@pytest.mark.parametrize("query", ["", " ", "\n\t", "\u3000", None, 7])
+def test_a_blank_query_or_one_that_is_no_string_is_refused(reranker, candidates, query):
+    with pytest.raises(InputError, match=r"the query is .* at least one visible character"):
+        reranker.rerank(query, candidates)
+
+
+def test_a_pid_that_occurs_twice_is_refused_by_name(reranker):
+    twice = candidates_from([Passage("p7", "a ferry"), Passage("p8", "a bus"), Passage("p7", "a tram")])
+    with pytest.raises(InputError, match="pid 'p7' occurs twice"):
+        reranker.rerank(QUERY, twice)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 99])
+def test_top_k_gives_the_best_of_the_whole_order(reranker, candidates, top_k):
+    whole = reranker.rerank(QUERY, candidates)
+    few = reranker.rerank(QUERY, candidates, top_k=top_k)
+    assert [c.pid for c in few] == [c.pid for c in whole][:top_k]
+    assert [c.rank for c in few] == list(range(1, min(top_k, len(candidates)) + 1))
+    assert few.usage.pairs == whole.usage.pairs
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_a_top_k_below_one_is_refused(reranker, candidates, top_k):
+    with pytest.raises(InputError, match=rf"top_k is {top_k}: give at least 1"):
+        reranker.rerank(QUERY, candidates, top_k=top_k)
+
+
+def test_usage_says_what_the_ranking_cost(pointwise):
+    usage = pointwise.rerank("ferry", candidates_from(["tram", "bus bus", "a dog"])).usage
+    assert usage.pairs == 3
+    assert usage.calls >= 1
+    assert usage.input_tokens >= 3 * 3
+    assert usage.seconds > 0
+    assert (usage.output_tokens, usage.cached, usage.truncated, usage.dollars) == (0, 0, 0, 0.0)
+
+
+def test_a_cross_encoder_counts_the_query_once_a_pair(rerankers):
+    reranker = rerankers["cross-encoder-bert"]
+    usage = reranker.rerank("ferry", candidates_from(["tram", "bus bus"])).usage
+    assert usage.input_tokens == (1 + 1 + 1 + 1 + 1) + (1 + 1 + 1 + 2 + 1)  # [CLS] q [SEP] p [SEP]
+
+
+def test_a_bi_encoder_counts_the_query_once_a_ranking(rerankers):
+    usage = rerankers["bi-encoder"].rerank("ferry", candidates_from(["tram", "bus bus"])).usage
+    assert usage.input_tokens == 3 + 3 + 4
+
+
+def test_scores_of_a_set_equal_the_scores_one_by_one(pointwise, passages):
+    passages = [*passages, Passage("long", LONG)]
+    together = pointwise.score(QUERY, passages)
+    alone = [pointwise.score(QUERY, [p])[0] for p in passages]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=0)
+
+
+def test_scores_do_not_depend_on_the_order_of_the_candidates(pointwise, passages):
+    forward = pointwise.score(QUERY, passages)
+    backward = pointwise.score(QUERY, passages[::-1])
+    torch.testing.assert_close(torch.tensor(forward), torch.tensor(backward[::-1]), atol=1e-5, rtol=0)
+
+
+def test_pretrained_models_put_the_answer_first(lab_cross_encoder):
+    texts = ["The museum opens at ten.", "Trams are red.", "The last ferry to the island leaves at 23:40."]
+    best = lab_cross_encoder.rerank("when does the night ferry leave", candidates_from(texts))[0]
+    assert best.first_rank == 3
+
+
+class Dice(PointwiseReranker):
+    """Gives the scores that it was made with."""
+
+    name = "dice"
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def _score(self, query, passages, usage):
+        return self.scores
+
+
+def test_a_score_that_is_not_a_number_is_refused_by_pid(candidates):
+    with pytest.raises(InputError, match="passage 'p1' got the score nan"):
+        Dice([0.5, math.nan, 0.1]).rerank(QUERY, candidates[:3])
+
+
+def test_infinite_scores_are_an_order_too(candidates):
+    ranking = Dice([-math.inf, math.inf, 0.0]).rerank(QUERY, candidates[:3])
+    assert [c.pid for c in ranking] == ["p1", "p2", "p0"]
+
+
+def broken(cache):
+    def encode(query, texts):
+        return [Encoded([1, 2], [0, 1], False) for _ in texts]
+
+    return CrossEncoder(encode, lambda rows: torch.full((len(rows),), math.nan), cache=cache)
+
+
+def test_a_model_that_answers_nan_is_refused(candidates):
+    with pytest.raises(InputError, match="passage 'p0' got the score nan"):
+        broken(None).rerank(QUERY, candidates)
+
+
+def test_a_model_that_answers_nan_is_refused_the_second_time_as_the_first(candidates, tmp_path):
+    cache = ScoreCache(tmp_path / "scores.sqlite")
+    try:
+        for _ in range(2):
+            with pytest.raises(InputError, match="passage 'p0' got the score nan"):
+                broken(cache).rerank(QUERY, candidates)
+    finally:
+        cache.close()
+
+
+def test_bare_strings_become_candidates_with_their_place_as_pid():
+    made = candidates_from(["a ferry", Passage("x", "a tram")], scores=[2, 1])
+    assert [(c.pid, c.text, c.score, c.rank, c.first_rank) for c in made] == [
+        ("0", "a ferry", 2.0, 1, 1),
+        ("x", "a tram", 1.0, 2, 2),
+    ]
+
+
+def test_candidates_need_one_score_each():
+    with pytest.raises(InputError, match="2 passages but 1 scores"):
+        candidates_from(["a", "b"], scores=[1.0])

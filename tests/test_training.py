@@ -1,0 +1,409 @@
+"""Training: losses, groups without false negatives, and a run that can be stopped, resumed and loaded."""
+
+import gzip
+import json
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_lab import BiEncoder, CrossEncoder, Passage
+from rerank_lab.core import DataError
+from rerank_lab.training import data as training_data
+from rerank_lab.training.data import Group, GroupMaker, crop, load_groups, save_groups, tiles
+from rerank_lab.training.losses import listwise_kl, teacher_target
+
+# losses
+
+
+def test_the_loss_is_zero_with_zero_gradient_where_the_scores_say_the_target():
+    scores = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = listwise_kl(scores, scores.detach().softmax(-1))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert scores.grad.abs().max() < 1e-6
+
+
+def test_the_gradient_is_what_the_scores_say_less_the_target():
+    scores = torch.randn(2, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    target = torch.randn(2, 5, generator=torch.Generator().manual_seed(2)).softmax(-1)
+    listwise_kl(scores, target).backward()
+    torch.testing.assert_close(scores.grad, (scores.detach().softmax(-1) - target) / 2)
+
+
+def test_the_loss_does_not_depend_on_the_level_of_the_scores_and_steps_downhill_lower_it():
+    scores = torch.zeros(1, 4, requires_grad=True)
+    target = torch.tensor([[0.7, 0.2, 0.1, 0.0]])
+    assert listwise_kl(scores + 5, target).item() == pytest.approx(listwise_kl(scores, target).item(), abs=1e-6)
+    before = listwise_kl(scores, target)
+    before.backward()
+    with torch.no_grad():
+        assert listwise_kl(scores - 0.5 * scores.grad, target) < before
+
+
+def test_the_target_is_a_distribution_that_follows_gains_first_and_cosines_among_equals():
+    cosine, gain = torch.tensor([[0.9, 0.2, 0.5, 0.4]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    target = teacher_target(cosine, gain, temperature=1.0, boost=6.0)
+    assert target.sum().item() == pytest.approx(1)
+    assert target[0].argsort(descending=True).tolist() == [3, 1, 0, 2]
+    torch.testing.assert_close(teacher_target(cosine, gain * 0, 0.08), (cosine / 0.08).softmax(-1))
+
+
+# cutting texts
+
+
+@given(words=st.integers(0, 400), size=st.integers(3, 90))
+def test_tiles_follow_each_other_from_the_start_and_leave_off_less_than_a_third(words, size):
+    found = tiles("w " * words, size)
+    assert found[0][0] == 0
+    assert [start for start, _ in found[1:]] == [end for _, end in found[:-1]]
+    assert all(end - start == size for start, end in found[:-1])
+    assert words - found[-1][1] <= size // 3
+    assert found[-1][1] <= words
+
+
+@given(words=st.lists(st.sampled_from(["ferry", "tram", "bus"]), max_size=30), data=st.data())
+def test_crops_of_the_tiles_give_the_words_back(words, data):
+    text = "  ".join(words)
+    size = data.draw(st.integers(3, 20))
+    assert " ".join(crop(text, s, e) for s, e in tiles(text, size)).split() == words[: tiles(text, size)[-1][1]]
+
+
+# groups
+
+
+def article(name, answers, seed):
+    """Paragraphs of 80 words about nothing, each with one answer in its middle and a question for it."""
+    words = random.Random(seed)
+    for number, answer in enumerate(answers):
+        filler = [words.choice(["boat", "bus", "river", "bridge", "harbour", "museum", "dog"]) for _ in range(80)]
+        # the answer of the next question stands in this paragraph as well, in capitals: a false negative if taken
+        filler[40:40] = [answer, answers[(number + 1) % len(answers)].upper()]
+        context = " ".join(filler)
+        question = {
+            "query": f"what is the {answer} of {name}?",
+            "answer": answer,
+            "answer_start": context.index(answer),
+            "answers": [answer],
+        }
+        yield {"article": name, "paragraph": number, "context": context, "questions": [question]}
+
+
+def write(folder, name, rows):
+    with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The five files of training text, small and synthetic."""
+    made = tmp_path / "text"
+    made.mkdir()
+    answers = [f"answer{i}x" for i in range(14)]
+    write(made, "squad-dev", [*article("Ferries", answers, 1), *article("Trams", answers, 2)])
+    sentences = [
+        {"query": f"question {i}", "pos": [f"right {i}"], "neg": [f"wrong {i} {j}" for j in range(9)]} for i in range(4)
+    ]
+    few = {"query": "too few", "pos": ["right"], "neg": ["wrong 1", "wrong 2"]}
+    write(made, "selqa", [*sentences, few])
+    write(made, "wikiqa-train", [few, *sentences[:2]])
+    shared = "the same long answer word for word " * 12
+    other = random.Random(3)
+    medical = [{"query": f"what is illness {i}", "pos": " ".join(other.choices("abcdefghij", k=90))} for i in range(12)]
+    copies = [{"query": f"what is the copied illness {i}", "pos": shared} for i in range(3)]
+    write(made, "medquad", [*medical, *copies, {"query": "What is illness 0", "pos": " ".join(["river"] * 90)}])
+    graded = [{"id": f"m{i}", "text": f"passage {i} " + "word " * 120, "grade": i % 4} for i in range(16)]
+    unjudged = {"id": "m99", "text": "not judged", "grade": None}
+    write(made, "trec-dl-2021", [{"qid": "1", "query": "graded query", "candidates": [*graded, unjudged]}])
+    return made
+
+
+@pytest.fixture
+def maker(folder, tiny_encoder):
+    return GroupMaker(folder, BiEncoder.from_pretrained(tiny_encoder), seed=7)
+
+
+def check(groups):
+    for group in groups:
+        assert len(group.passages) == len(group.gains) == len(group.cosines) == 8
+        assert all(0 <= gain <= 1 for gain in group.gains)
+        assert all(-1.0001 <= cosine <= 1.0001 for cosine in group.cosines)
+        assert max(group.gains) > 0
+
+
+def test_a_crop_that_holds_the_answer_is_never_a_negative(maker):
+    groups = list(maker.make({"squad": 100}))
+    check(groups)
+    assert len(groups) >= 20
+    for group in groups:
+        answer = group.query.split()[3]
+        positive, *negatives = group.passages
+        assert group.gains == [1.0] + [0.0] * 7
+        assert answer in positive
+        assert [n for n in negatives if answer in n.lower()] == []
+        assert 40 <= len(positive.split()) <= 75
+
+
+def test_sentences_of_the_section_are_the_negatives_and_short_sections_are_left_out(maker):
+    groups = list(maker.make({"selqa": 100, "wikiqa": 100}))
+    check(groups)
+    assert [g.source for g in groups] == ["selqa"] * 4 + ["wikiqa"] * 2
+    for group in groups:
+        number = group.query.split()[1]
+        assert group.passages[0] == f"right {number}"
+        assert all(p.startswith(f"wrong {number} ") for p in group.passages[1:])
+        assert len(set(group.passages)) == 8
+
+
+def test_near_copies_of_the_answer_and_answers_to_the_same_question_are_no_negatives(maker):
+    groups = list(maker.make({"medquad": 100}))
+    check(groups)
+    copied = [g for g in groups if "copied" in g.query]
+    assert copied, "the case is not covered"
+    for group in copied:
+        assert group.passages[0].startswith("the same long answer")
+        assert [p for p in group.passages[1:] if p.startswith("the same long answer")] == []
+    for group in groups:
+        if group.query == "what is illness 0":
+            assert [p for p in group.passages[1:] if "river" in p] == []
+
+
+def test_graded_candidates_keep_their_grades_and_unjudged_ones_are_left_out(maker):
+    groups = list(maker.make({"dl21": 100}))
+    check(groups)
+    assert len(groups) == 20
+    for group in groups:
+        numbers = [int(p.split()[1]) for p in group.passages]
+        assert group.gains == [number % 4 / 3 for number in numbers]
+        assert 1 <= sum(gain > 0.5 for gain in group.gains) <= 3
+        assert len(set(numbers)) == 8
+        assert all(len(p.split()) <= 100 for p in group.passages)
+
+
+def test_written_groups_take_their_passages_from_the_sources(maker, folder, tmp_path, monkeypatch):
+    keys = [f"dl21:m{i}" for i in range(6)] + ["squad:Trams:3:10:15", "medquad:14:0:4"]
+    row = {"query": "a written query", "passages": keys, "grades": [0, 1, 2, 3, 0, 0, 3, 0]}
+    (tmp_path / "written.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(training_data, "files", lambda package: tmp_path)
+    (group,) = maker.make({"written": 5})
+    check([group])
+    assert group.gains == pytest.approx([0, 1 / 3, 2 / 3, 1, 0, 0, 1, 0])
+    assert group.passages[0].startswith("passage 0 word")
+    tram = next(r for r in article("Trams", [f"answer{i}x" for i in range(14)], 2) if r["paragraph"] == 3)
+    assert group.passages[6] == " ".join(tram["context"].split()[10:15])
+    assert group.passages[7] == "the same long answer"
+
+
+def test_near_misses_are_filled_up_with_passages_of_other_groups_that_are_worth_nothing(maker, tmp_path, monkeypatch):
+    rows = [
+        {"query": f"q{i}", "passages": [{"text": f"p{i} {j}", "grade": 3 - j if j < 3 else 0} for j in range(6)]}
+        for i in range(4)
+    ]
+    (tmp_path / "near_misses.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    monkeypatch.setattr(training_data, "files", lambda package: tmp_path)
+    groups = list(maker.make({"near_misses": 10}))
+    check(groups)
+    assert sorted(g.query for g in groups) == ["q0", "q1", "q2", "q3"]
+    for group in groups:
+        own = f"p{group.query[1:]} "
+        assert [p.startswith(own) for p in group.passages] == [True] * 6 + [False] * 2
+        assert group.gains == pytest.approx([1, 2 / 3, 1 / 3, 0, 0, 0, 0, 0])
+
+
+def test_the_same_seed_makes_the_same_groups_and_a_count_is_an_upper_bound(folder, tiny_encoder):
+    encoder = BiEncoder.from_pretrained(tiny_encoder)
+    counts = {"squad": 3, "dl21": 2, "selqa": 1}
+    first, again, other = (list(GroupMaker(folder, encoder, seed).make(counts)) for seed in (7, 7, 8))
+    assert [g.source for g in first] == ["squad"] * 3 + ["dl21"] * 2 + ["selqa"]
+    assert first == again != other
+
+
+def test_cosines_are_the_encoders(maker):
+    (group,) = maker.make({"selqa": 1})
+    expected = maker.encoder.score(group.query, [Passage("", p) for p in group.passages])
+    assert group.cosines == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_unknown_source_and_a_missing_file_are_refused(maker, folder):
+    with pytest.raises(DataError, match="unknown training source 'wikipedia': known are squad"):
+        list(maker.make({"wikipedia": 1}))
+    (folder / "selqa.jsonl.gz").unlink()
+    with pytest.raises(DataError, match=r"selqa\.jsonl\.gz is missing: point `data`"):
+        list(maker.make({"selqa": 1}))
+
+
+def test_groups_come_back_as_saved(tmp_path):
+    groups = [Group("squad", "夜 🚢?", ["a\nb", "c"], [1.0, 0.0], [0.5, -0.25])]
+    save_groups(groups, tmp_path / "groups.jsonl")
+    assert load_groups(tmp_path / "groups.jsonl") == groups
+    assert [p.name for p in tmp_path.iterdir()] == ["groups.jsonl"]
+
+
+# a run
+
+
+def synthetic(count, tag):
+    return [
+        Group(
+            "squad",
+            f"{tag} query {i}",
+            [f"ferry {i}", *(f"tram {i} bus {j}" for j in range(7))],
+            [1.0] + [0.0] * 7,
+            [0.1] * 8,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run whose groups are made already."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_groups(synthetic(8, "groups"), folder / "groups.jsonl")
+    save_groups(synthetic(3, "finish"), folder / "finish.jsonl")
+    return folder
+
+
+@pytest.fixture
+def trainer(run, tiny_encoder):
+    pytest.importorskip("peft")
+    from rerank_lab.training.loop import Trainer
+
+    def make(steps, **more):
+        config = {
+            "name": "tiny",
+            "base": tiny_encoder,
+            "data": "nowhere",
+            "seed": 1,
+            "steps": steps,
+            "groups_per_step": 2,
+            "validation_groups": 2,
+            "validate_every": 100,
+            "max_length": 48,
+            "learning_rate": 1e-2,
+            "gate_learning_rate": 1e-2,
+            "warmup": 0.05,
+            "temperature": 0.08,
+            "boost": 6.0,
+            "lora": {"r": 2, "alpha": 4},
+            "mix": {"squad": 8},
+            "finish": {"from_step": 1, "groups_per_step": 1, "mix": {"near_misses": 3}},
+        }
+        return Trainer({**config, **more}, run)
+
+    return make
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_of_three_steps_exports_a_checkpoint_that_scores_as_the_trained_model(trainer, run, tiny_encoder):
+    made = trainer(3)
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    made.train()
+
+    changed = {n for n, p in made.model.named_parameters() if not torch.equal(p, before[n])}
+    assert {"gate", "weights", "cls.weight"} <= changed
+    assert all("lora_" in name for name in changed - {"gate", "weights", "cls.weight", "cls.bias"}), "the base moved"
+    (entry,) = log(run)
+    assert entry["step"] == 3
+    assert entry["loss"] > 0
+    assert 0 <= entry["first_is_best"] <= 1
+
+    export = run / "export"
+    assert not [p for p in export.rglob("*") if p.suffix in {".bin", ".pt", ".pth"}]
+    assert json.loads((export / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_encoder
+    group = synthetic(1, "groups")[0]
+    reranker = CrossEncoder.from_pretrained(str(export))
+    scores = torch.tensor(reranker.score(group.query, [Passage("", p) for p in group.passages]))
+    made.model.eval()
+    with torch.no_grad():
+        expected = made.scores([group])[0].float()
+    assert scores.std() > 1e-3
+    torch.testing.assert_close(scores, expected, atol=0.15, rtol=0.05)  # trained in bfloat16, exported in float16
+
+
+def test_a_stopped_run_goes_on_from_the_saved_step(trainer, run):
+    first = trainer(5, validate_every=2)
+    plan = first.schedule
+
+    def stop_after_two_saved_steps(groups):
+        if first.step == 3:
+            raise KeyboardInterrupt
+        return loss(groups)
+
+    loss, first.loss = first.loss, stop_after_two_saved_steps
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert (first.step, [e["step"] for e in log(run)]) == (3, [2])
+
+    second = trainer(5, validate_every=2)
+    second.resume()
+    assert second.step == 2
+    assert second.scheduler.last_epoch == 2
+    saved = torch.load(run / "state.pt", weights_only=True)
+    for name, value in saved["trained"].items():
+        assert torch.equal(dict(second.model.named_parameters())[name], value), name
+    trained = []
+    loss_of_second = second.loss
+    second.loss = lambda groups: (trained.append([g.query for g in groups]), loss_of_second(groups))[1]
+    second.train()
+    assert second.step == 5
+    assert [e["step"] for e in log(run)] == [2, 4, 5]
+    training, _, finish = second.groups()
+    asked = [[g.query for g in groups] for groups in plan(training, finish)]
+    assert [batch for batch in trained if batch in asked[2:]] == asked[2:]
+
+
+def test_a_finished_run_started_again_does_nothing(trainer, run):
+    trainer(2).train()
+    state = (run / "state.pt").read_bytes()
+    trainer(2).train()
+    assert [e["step"] for e in log(run)] == [2]
+    assert (run / "state.pt").read_bytes() == state
+
+
+def test_no_query_is_in_training_and_validation_and_the_finish_mixes_in_from_its_step(trainer):
+    made = trainer(6)
+    training, validation, finish = made.groups()
+    assert len({g.query for g in validation}) == len(validation) == 2
+    assert {g.query for g in training} & {g.query for g in validation} == set()
+    assert len(training) == 6
+    plan = made.schedule(training, finish)
+    assert [len(groups) for groups in plan] == [2] * 6
+    assert [sum(g.query.startswith("finish") for g in groups) for groups in plan] == [0, 1, 1, 1, 1, 1]
+    assert {g.query for groups in plan for g in groups if g.query.startswith("finish")} == {g.query for g in finish}
+    assert [[g.query for g in groups] for groups in trainer(6).schedule(training, finish)] == [
+        [g.query for g in groups] for groups in plan
+    ]
+
+
+def test_scores_of_a_batch_of_groups_are_in_the_order_of_the_groups(trainer):
+    made = trainer(1)
+    groups = synthetic(3, "groups")
+    groups[1] = Group("squad", "the ferry", ["tram " * (3 * i + 1) for i in range(8)], [1.0] + [0.0] * 7, [0.1] * 8)
+    made.model.eval()
+    with torch.no_grad():
+        together = made.scores(groups)
+        alone = torch.cat([made.scores([g]) for g in groups])
+    assert together.shape == (3, 8)
+    torch.testing.assert_close(together.float(), alone.float(), atol=0.1, rtol=0.02)
+
+
+def test_a_base_that_is_nowhere_ends_training_with_an_error_and_exit_code_two(run, tmp_path, capsys):
+    pytest.importorskip("peft")
+    from rerank_lab.training.loop import main
+
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'name = "tiny"\nbase = "{tmp_path / "no-model"}"\ndata = "nowhere"\nseed = 1\nsteps = 1\n'
+        "[lora]\nr = 2\nalpha = 4\n"
+    )
+    assert main([str(config), "--run", str(run)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: model '{tmp_path / 'no-model'}' was not found")
