@@ -48,6 +48,7 @@ bench: .venv/.installed ## run the slower checks in bench/
 
 train: .venv/.installed ## train the bundled cross-encoder
 	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m rerank_lab.training.loop rerank_lab/training/cross_encoder.toml
+	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m rerank_lab.training.loop rerank_lab/training/cross_encoder_end.toml
 
 clean: ## remove what was built; .venv and runs stay
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis rerank_lab.egg-info

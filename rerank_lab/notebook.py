@@ -16,6 +16,9 @@ def source(thing):
 
 def quiet() -> None:
     """Keep the loading notes and progress bars of transformers out of a notebook's outputs."""
+    import warnings
+
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, where ipywidgets is not installed
     from transformers.utils import logging
 
     logging.set_verbosity_error()

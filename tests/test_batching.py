@@ -46,19 +46,20 @@ def test_batches_are_sorted_and_no_batch_had_room_for_the_next_text(lengths, bud
 )
 def test_pairs_are_cut_as_transformers_cuts_only_the_second(tokenizers, query, text, limit):
     for tokenizer in tokenizers:
-        whole = tokenizer(query, text, verbose=False)["input_ids"]
-        reserved = len(tokenizer(query, "", verbose=False)["input_ids"])  # the query and all special tokens
+        # as batches of one, for a single empty text_pair is taken for none
+        (whole,) = tokenizer([query], [text], verbose=False)["input_ids"]
+        reserved = len(tokenizer([query], [""], verbose=False)["input_ids"][0])  # the query and all special tokens
         if len(whole) > limit and reserved >= limit:
             with pytest.raises(InputError, match=rf"of the model's {limit} tokens"):
                 encode_pairs(tokenizer, query, [text], limit)
             continue
         (pair,) = encode_pairs(tokenizer, query, [text], limit)
-        expected = tokenizer(query, text, truncation="only_second", max_length=limit)
-        assert pair.ids == expected["input_ids"]
+        expected = tokenizer([query], [text], truncation="only_second", max_length=limit)
+        assert pair.ids == expected["input_ids"][0]
         assert pair.truncated == (len(whole) > limit)
         assert len(pair) == len(pair.segments) == min(len(whole), limit)
         if "token_type_ids" in expected:
-            assert pair.segments == expected["token_type_ids"]
+            assert pair.segments == expected["token_type_ids"][0]
 
 
 def test_cutting_keeps_the_query_and_the_special_tokens(tokenizers):

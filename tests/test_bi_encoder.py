@@ -14,12 +14,10 @@ def encoder(tiny_encoder):
 
 def reference(folder, texts, max_length):
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
 
-    transformer = Transformer(folder, max_seq_length=max_length)
-    pooling = Pooling(transformer.get_word_embedding_dimension(), pooling_mode="mean")
-    model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
-    return model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+    model = SentenceTransformer(folder, device="cpu")  # a bare encoder gets mean pooling
+    model.max_seq_length = max_length
+    return model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
 
 
 def test_vectors_equal_sentence_transformers_also_where_texts_are_cut(encoder, tiny_encoder):

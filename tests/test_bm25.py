@@ -82,8 +82,10 @@ def test_an_empty_collection_is_refused():
         BM25([])
 
 
-def test_a_collection_without_a_single_word_can_be_searched_in_vain():
-    assert BM25([Passage("a", "the"), Passage("b", "?")]).search("ferry") == []
+def test_a_collection_without_a_single_word_is_refused():
+    with pytest.raises(DataError, match="with a word that is not a stop word"):
+        BM25([Passage("a", "the"), Passage("b", "?")])
+    assert BM25([Passage("a", "the"), Passage("b", "tram")]).search("ferry") == []
 
 
 def test_words_of_other_scripts_count_too():

@@ -76,7 +76,8 @@ class GroupMaker:
             "medquad": self._medquad,
             "dl21": self._dl21,
             "written": self._written,
-            "near_misses": self._near_misses,
+            "near_misses": lambda: self._near_misses("near_misses"),
+            "near_misses_more": lambda: self._near_misses("near_misses_more"),
         }
         for source, count in counts.items():
             if source not in makers:
@@ -189,9 +190,9 @@ class GroupMaker:
         for row in map(json.loads, lines):
             yield row["query"], [text(k) for k in row["passages"]], [g / 3 for g in row["grades"]]
 
-    def _near_misses(self):
+    def _near_misses(self, name: str):
         """Groups written for this project: wrong passages look right; passages of other groups fill them up."""
-        lines = (files("rerank_lab.training") / "near_misses.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (files("rerank_lab.training") / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         for row in rows:
             others = self.random.sample([r for r in rows if r is not row], SIZE - len(row["passages"]))

@@ -178,9 +178,12 @@ class Trainer:
                 self.save()
 
     def resume(self) -> None:
-        """Go on from the last checkpoint of this run, if there is one."""
+        """Go on from the last checkpoint of this run; a new run begins with the end of `start`, if it names one."""
         path = self.run / "state.pt"
         if not path.exists():
+            if "start" in self.config:
+                before = torch.load(Path(self.config["start"]) / "state.pt", weights_only=True)
+                self.model.load_state_dict(before["trained"], strict=False)
             return
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["trained"], strict=False)
