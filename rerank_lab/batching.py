@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rerank_lab.core import InputError
 
-__all__ = ["Encoded", "encode_pairs", "encode_texts", "pad", "progress_bar", "token_budget_batches"]
+__all__ = ["Encoded", "encode_pairs", "encode_texts", "length_limit", "pad", "progress_bar", "token_budget_batches"]
 
 TOKEN_BUDGET = 4096  # padded tokens a batch; measured best on 2 cores among 1024 to 16384
 
@@ -79,6 +79,19 @@ def _cut(encoding, max_length: int) -> Encoded:
     ids = encoding.ids[:keep] + encoding.ids[end:]
     segments = [0] * start + [1] * (len(ids) - start)
     return Encoded(ids, segments, truncated=keep < end)
+
+
+def length_limit(asked: int | None, takes: int) -> int:
+    """The tokens a text or pair may have: what was asked for, or 512 where the model takes as many.
+
+    Raises:
+        InputError: the model cannot take what was asked for.
+    """
+    if asked is None:
+        return min(512, takes)
+    if not 8 <= asked <= takes:
+        raise InputError(f"max_length is {asked}: the model takes 8 to {takes} tokens")
+    return asked
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> list[list[int]]:

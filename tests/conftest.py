@@ -246,7 +246,7 @@ def lab_cross_encoder():
     """The bundled cross-encoder over the real all-MiniLM-L6-v2, with short pairs to be quick."""
     from rerank_lab import CrossEncoder
 
-    return CrossEncoder.from_pretrained("lab-cross-encoder", max_length=96)
+    return CrossEncoder.from_pretrained("lab-cross-encoder", max_length=48)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import torch
 from conftest import LONG, QUERY, TEXTS
 
 from rerank_lab import BiEncoder, DenseIndex, Passage, Usage, mean_pool
+from rerank_lab.core import InputError
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,19 @@ def test_texts_are_cut_at_256_tokens_and_counted(encoder):
     assert (usage.truncated, usage.input_tokens) == (1, 256 + 3)
     torch.testing.assert_close(long, head, atol=1e-5, rtol=0)
     assert not torch.allclose(long, short)
+
+
+@pytest.mark.parametrize("max_length", [301, 2, 0])
+def test_a_max_length_that_the_model_cannot_take_is_refused(tiny_encoder, max_length):
+    with pytest.raises(InputError, match=rf"max_length is {max_length}"):
+        BiEncoder.from_pretrained(tiny_encoder, max_length=max_length)
+
+
+@pytest.mark.xfail(reason="the default of 256 is refused")
+def test_a_model_that_takes_less_than_256_tokens_cuts_at_what_it_takes(tiny_bert):
+    usage = Usage()
+    BiEncoder.from_pretrained(tiny_bert).encode([LONG], usage)
+    assert (usage.input_tokens, usage.truncated) == (64, 1)
 
 
 def test_no_texts_give_no_vectors(encoder):

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from conftest import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,9 +112,10 @@ def folder(tmp_path):
     write(made, "wikiqa-train", [few, *sentences[:2]])
     shared = "the same long answer word for word " * 12
     other = random.Random(3)
-    medical = [{"query": f"what is illness {i}", "pos": " ".join(other.choices("abcdefghij", k=90))} for i in range(12)]
+    # each with two words of its own: the random encoder must not take them for copies of each other
+    medical = [{"query": f"what is illness {i}", "pos": " ".join(other.sample(WORDS, 2) * 45)} for i in range(40)]
     copies = [{"query": f"what is the copied illness {i}", "pos": shared} for i in range(3)]
-    write(made, "medquad", [*medical, *copies, {"query": "What is illness 0", "pos": " ".join(["river"] * 90)}])
+    write(made, "medquad", [*medical, *copies, {"query": "What is illness 0", "pos": "zeppelin " * 90}])
     graded = [{"id": f"m{i}", "text": f"passage {i} " + "word " * 120, "grade": i % 4} for i in range(16)]
     unjudged = {"id": "m99", "text": "not judged", "grade": None}
     write(made, "trec-dl-2021", [{"qid": "1", "query": "graded query", "candidates": [*graded, unjudged]}])
@@ -167,7 +169,7 @@ def test_near_copies_of_the_answer_and_answers_to_the_same_question_are_no_negat
         assert [p for p in group.passages[1:] if p.startswith("the same long answer")] == []
     for group in groups:
         if group.query == "what is illness 0":
-            assert [p for p in group.passages[1:] if "river" in p] == []
+            assert [p for p in group.passages[1:] if "zeppelin" in p] == []
 
 
 def test_graded_candidates_keep_their_grades_and_unjudged_ones_are_left_out(maker):
@@ -183,7 +185,7 @@ def test_graded_candidates_keep_their_grades_and_unjudged_ones_are_left_out(make
 
 
 def test_written_groups_take_their_passages_from_the_sources(maker, folder, tmp_path, monkeypatch):
-    keys = [f"dl21:m{i}" for i in range(6)] + ["squad:Trams:3:10:15", "medquad:14:0:4"]
+    keys = [f"dl21:m{i}" for i in range(6)] + ["squad:Trams:3:10:15", "medquad:42:0:4"]
     row = {"query": "a written query", "passages": keys, "grades": [0, 1, 2, 3, 0, 0, 3, 0]}
     (tmp_path / "written.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.setattr(training_data, "files", lambda package: tmp_path)
@@ -357,6 +359,18 @@ def test_a_stopped_run_goes_on_from_the_saved_step(trainer, run):
     training, _, finish = second.groups()
     asked = [[g.query for g in groups] for groups in plan(training, finish)]
     assert [batch for batch in trained if batch in asked[2:]] == asked[2:]
+
+
+def test_a_run_may_begin_with_the_end_of_another(trainer, run, tmp_path):
+    trainer(2).train()
+    trained = torch.load(run / "state.pt", weights_only=True)["trained"]
+    run.rename(tmp_path / "first part")
+    run.mkdir()
+    second = trainer(2, start=str(tmp_path / "first part"))
+    second.resume()
+    assert second.step == 0
+    for name, value in trained.items():
+        assert torch.equal(dict(second.model.named_parameters())[name], value), name
 
 
 def test_a_finished_run_started_again_does_nothing(trainer, run):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerank_lab.batching import encode_texts, pad, progress_bar, token_budget_batches
+from rerank_lab.batching import encode_texts, length_limit, pad, progress_bar, token_budget_batches
 from rerank_lab.cache import ScoreCache, cached_scores
 from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
 from rerank_lab.core import Candidate, Passage, PointwiseReranker, Usage, candidates_from
@@ -81,7 +81,7 @@ class BiEncoder(PointwiseReranker):
         return cls(
             model,
             load_tokenizer(checkpoint),
-            max_length=max_length,
+            max_length=length_limit(max_length, model.config.max_position_embeddings),
             cache=cache,
             model_key=f"{checkpoint.name}@{checkpoint.revision}",
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rerank_lab.batching import Encoded, encode_pairs, encode_texts, pad, token_budget_batches
+from rerank_lab.batching import Encoded, encode_pairs, encode_texts, length_limit, pad, token_budget_batches
 from rerank_lab.cache import ScoreCache, cached_scores
 from rerank_lab.checkpoints import Checkpoint, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import CheckpointError, InputError, Passage, PointwiseReranker, Usage
@@ -103,7 +103,7 @@ def _classifier(checkpoint: Checkpoint, max_length: int | None, dtype: str, devi
     tokenizer = load_tokenizer(checkpoint)
     model = load_model("AutoModelForSequenceClassification", checkpoint, dtype=dtype, device=device)
     takes = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
-    limit = _limit(max_length, takes)
+    limit = length_limit(max_length, takes)
     with_types = "token_type_ids" in tokenizer.model_input_names
 
     def forward(rows: list[Encoded]) -> Tensor:
@@ -126,7 +126,7 @@ def _gated(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: s
     model = GatedCrossEncoder(bert)
     model.load_head(checkpoint.path)
     model = model.eval().to(bert.device)
-    limit = _limit(max_length, bert.config.max_position_embeddings)
+    limit = length_limit(max_length, bert.config.max_position_embeddings)
 
     def encode(query: str, texts: Sequence[str]) -> list[Encoded]:
         (left,) = encode_texts(tokenizer, [query], 10**9)
@@ -139,11 +139,3 @@ def _gated(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: s
         return [side_by_side(left, right) for right in encode_texts(tokenizer, texts, room)]
 
     return encode, lambda rows: model(**collate(rows, bert.device)), limit
-
-
-def _limit(asked: int | None, takes: int) -> int:
-    if asked is None:
-        return min(512, takes)
-    if not 8 <= asked <= takes:
-        raise InputError(f"max_length is {asked}: the model takes 8 to {takes} tokens")
-    return asked
