@@ -81,14 +81,23 @@ def _cut(encoding, max_length: int) -> Encoded:
     return Encoded(ids, segments, truncated=keep < end)
 
 
-def length_limit(asked: int | None, takes: int) -> int:
-    """The tokens a text or pair may have: what was asked for, or 512 where the model takes as many.
+def length_limit(asked: int | None, default: int, config, tokenizer) -> int:
+    """The tokens a text or pair may have: what was asked for, else the default or the fewer that the model takes.
+
+    Args:
+        asked: by the user; None for the default.
+        config: the model's, which knows its positions.
+        tokenizer: knows a limit of its own.
 
     Raises:
         InputError: the model cannot take what was asked for.
     """
+    positions = getattr(config, "max_position_embeddings", default)
+    if config.model_type in {"roberta", "xlm-roberta"}:  # their first positions are kept for padding
+        positions -= config.pad_token_id + 1
+    takes = min(positions, tokenizer.model_max_length)
     if asked is None:
-        return min(512, takes)
+        return min(default, takes)
     if not 8 <= asked <= takes:
         raise InputError(f"max_length is {asked}: the model takes 8 to {takes} tokens")
     return asked

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rerank_lab.core import InputError, Passage, Usage
@@ -36,12 +37,19 @@ class ScoreCache:
 
     def __init__(self, path: str | Path | None = None):
         self.path = Path(path) if path is not None else default_cache_path()
-        try:
+        with self._refusing_damage():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
+
+    @contextmanager
+    def _refusing_damage(self):
+        try:
+            yield
+        except (sqlite3.ProgrammingError, sqlite3.IntegrityError):  # a fault of the caller's, not of the file
+            raise
         except (sqlite3.DatabaseError, OSError) as error:
             raise InputError(f"score cache {self.path}: {error}; delete the file, or pass --no-cache") from error
 
@@ -56,15 +64,16 @@ class ScoreCache:
     def get(self, keys: Sequence[bytes]) -> dict[bytes, float]:
         """The scores that are known."""
         found: dict[bytes, float] = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            found.update(self._db.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
+        with self._refusing_damage():
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                marks = ",".join("?" * len(part))
+                found.update(self._db.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
         return found
 
     def put(self, scores: dict[bytes, float]) -> None:
         """Keep scores; one transaction."""
-        with self._db:
+        with self._refusing_damage(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", scores.items())
 
@@ -95,6 +104,6 @@ def cached_scores(
     if missing:
         new = dict(zip(missing, compute(list(missing.values())), strict=True))
         if cache:
-            cache.put(new)
+            cache.put({key: score for key, score in new.items() if score == score})  # nan is refused later, never kept
         known |= new
     return [known[key] for key in keys]

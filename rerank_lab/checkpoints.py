@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Checkpoint", "known_models", "load_model", "load_tokenizer", "merge_lora", "resolve"]
+__all__ = ["Checkpoint", "known_models", "load", "load_model", "load_tokenizer", "merge_lora", "resolve"]
 
 WEIGHTS = Path(str(files("rerank_lab"))) / "weights"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]  # what is ever fetched from the hub
@@ -70,7 +70,7 @@ def resolve(name: str) -> Checkpoint:
     known = known_models().get(name, {})
     hub_id = known.get("hub", name)
     if not known:
-        known = next((m for m in known_models().values() if m.get("hub") == name), {})
+        known = next((m for m in known_models().values() if name and m["hub"] == name), {})
     if known.get("remote_code"):
         raise CheckpointError(f"{name} runs code of its own, which the lab never does: {known['remote_code']}")
     tried: list[str] = []
@@ -96,7 +96,7 @@ def _local(name, hub_id, known, tried):
 
 def _bundled(name, hub_id, known, tried):
     path = WEIGHTS / Path(name).name
-    if path.is_dir() and "/" not in name:
+    if "/" not in name and (path / "adapter_config.json").is_file():
         return path, "bundled with rerank_lab"
     tried.append("weights bundled with rerank_lab")
     return None
@@ -169,9 +169,26 @@ def _verified(name: str, path: Path, known: dict) -> str:
 
 def load_tokenizer(checkpoint: Checkpoint):
     """The checkpoint's fast tokenizer."""
-    from transformers import AutoTokenizer
+    return load("AutoTokenizer", checkpoint)
 
-    return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+
+def load(auto_class: str, checkpoint: Checkpoint, **options):
+    """A part of a checkpoint by one of transformers' classes; code of the checkpoint is never run.
+
+    Raises:
+        CheckpointError: the checkpoint needs code of its own, or one of its files is damaged.
+    """
+    import transformers
+
+    try:
+        return getattr(transformers, auto_class).from_pretrained(checkpoint.path, trust_remote_code=False, **options)
+    except Exception as error:  # transformers, tokenizers, safetensors and json each raise their own
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            raise CheckpointError(f"{checkpoint.name} needs code of its own, which the lab never runs") from error
+        raise CheckpointError(
+            f"{checkpoint.name}: a file in {checkpoint.path} is damaged or missing ({reason[:160]}); fetch it again"
+        ) from error
 
 
 def load_model(auto_class: str, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", **options):
@@ -187,19 +204,20 @@ def load_model(auto_class: str, checkpoint: Checkpoint, *, dtype: str = "auto", 
         InputError: unknown dtype, or a device that this machine lacks.
     """
     import torch
-    import transformers
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r}: give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device is {device!r} but no GPU is visible: give 'cpu' or 'auto'")
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     if dtype not in {"float32", "bfloat16", "float16"}:
         raise InputError(f"dtype is {dtype!r}: give 'auto', 'float32', 'bfloat16' or 'float16'")
-    model = getattr(transformers, auto_class).from_pretrained(
-        checkpoint.path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
-    )
+    model = load(auto_class, checkpoint, dtype=getattr(torch, dtype), use_safetensors=True, **options)
     return model.eval().to(device)
 
 

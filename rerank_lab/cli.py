@@ -144,9 +144,7 @@ def rerank(
 ) -> None:
     """Rerank JSONL: each line in gives a line out, as soon as it is done."""
     model = None
-    for number, line in enumerate(_open(file), start=1):
-        if not line.strip():
-            continue
+    for number, line in _requests(file):
         try:
             query, passages = _request(line)
             model = model or _reranker(reranker, dtype, device, _cache(no_cache))
@@ -160,10 +158,17 @@ def rerank(
         )
 
 
-def _open(file: str):
-    from rerank_lab.collections.reading import open_text
+def _requests(file: str):
+    """Numbered lines that are not blank, of a file (plain or .gz) or of standard input."""
+    from rerank_lab.collections.reading import numbered_lines
 
-    return sys.stdin if file == "-" else open_text(Path(file))
+    if file != "-":
+        yield from numbered_lines(Path(file))
+        return
+    try:
+        yield from ((number, line) for number, line in enumerate(sys.stdin, start=1) if line.strip())
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not readable as UTF-8 text ({error})") from error
 
 
 def _request(line: str) -> tuple[str, list[Passage]]:
@@ -171,6 +176,11 @@ def _request(line: str) -> tuple[str, list[Passage]]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON ({error.msg} at column {error.colno})") from error
+    try:
+        line.encode()
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError("half of a surrogate pair: the text is not valid Unicode") from error
     if not isinstance(row, dict) or not isinstance(row.get("passages"), list):
         raise DataError('expected {"query": "...", "passages": ["...", ...]}')
     passages = []
@@ -256,7 +266,9 @@ def _save_runs(experiment, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for system in experiment.systems:
         name = system.name.replace("/", "--").replace(" ", "-")
-        write_run({qid: r.to_run() for qid, r in system.rankings.items()}, folder / f"run.{name}.trec", name)
+        # places, not scores: evaluation tools break equal scores by pid
+        places = {qid: {c.pid: -float(c.rank) for c in r} for qid, r in system.rankings.items()}
+        write_run(places, folder / f"run.{name}.trec", name)
 
 
 def _print_comparison(result: dict[str, Any]) -> None:

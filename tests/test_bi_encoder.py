@@ -49,7 +49,6 @@ def test_a_max_length_that_the_model_cannot_take_is_refused(tiny_encoder, max_le
         BiEncoder.from_pretrained(tiny_encoder, max_length=max_length)
 
 
-@pytest.mark.xfail(reason="the default of 256 is refused")
 def test_a_model_that_takes_less_than_256_tokens_cuts_at_what_it_takes(tiny_bert):
     usage = Usage()
     BiEncoder.from_pretrained(tiny_bert).encode([LONG], usage)

@@ -201,7 +201,6 @@ def test_a_file_that_is_no_database_is_refused_with_the_mend(tmp_path):
     assert path.read_text().startswith("these are my holiday notes")
 
 
-@pytest.mark.xfail(reason="get and put let sqlite3.DatabaseError through")
 def test_a_database_with_damaged_pages_is_refused_with_the_mend(tmp_path):
     path = tmp_path / "scores.sqlite"
     cache = ScoreCache(path)

@@ -163,7 +163,6 @@ def test_names_that_can_be_no_model_are_refused(name, empty_hub_cache, tmp_path,
         resolve(name)
 
 
-@pytest.mark.xfail(reason="the folder of all weights is taken for a model")
 @pytest.mark.parametrize("name", ["", ".."])
 def test_names_that_only_look_like_a_bundled_model_are_refused(name, empty_hub_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -220,7 +219,6 @@ def test_a_known_model_that_runs_code_of_its_own_is_refused_and_another_is_named
         resolve(name)
 
 
-@pytest.mark.xfail(reason="transformers' ValueError goes through")
 def test_a_folder_that_needs_code_of_its_own_is_refused_and_the_code_not_run(tiny_bert, tmp_path):
     folder = tmp_path / "remote"
     shutil.copytree(tiny_bert, folder)
@@ -233,7 +231,6 @@ def test_a_folder_that_needs_code_of_its_own_is_refused_and_the_code_not_run(tin
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.xfail(reason="errors of transformers and safetensors go through")
 @pytest.mark.parametrize("broken", ["tokenizer.json", "model.safetensors", "config.json"])
 def test_a_folder_with_a_damaged_file_is_refused_by_name(broken, tiny_bert, tmp_path):
     folder = tmp_path / "damaged"

@@ -228,7 +228,6 @@ def test_a_model_that_answers_nan_is_refused(candidates):
         broken(None).rerank(QUERY, candidates)
 
 
-@pytest.mark.xfail(reason="nan is kept as NULL and comes back as None")
 def test_a_model_that_answers_nan_is_refused_the_second_time_as_the_first(candidates, tmp_path):
     cache = ScoreCache(tmp_path / "scores.sqlite")
     try:

@@ -111,7 +111,6 @@ def test_scores_of_another_precision_or_length_are_not_taken_from_the_cache(tiny
     assert cached == [0, len(TEXTS), 0, 0]
 
 
-@pytest.mark.xfail(reason="all of max_position_embeddings is taken for room")
 def test_positions_that_start_behind_the_padding_are_not_counted_as_room(tiny_xlm_roberta, tmp_path):
     """RoBERTa's position table has `pad_token_id + 1` rows that no token can use."""
     import json

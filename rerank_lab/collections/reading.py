@@ -59,7 +59,12 @@ def _read_folder(folder: Path, name: str) -> Collection:
         if group := (row.get("metadata") or {}).get("phenomenon"):
             groups[qid] = group
     qrels = read_qrels(_find(folder, "qrels.trec", "qrels/test.tsv"))
-    runs = {p.name.split(".")[1]: p for p in sorted(folder.glob("run.*.trec*"))}
+    runs: dict[str, Path] = {}
+    for path in sorted(folder.glob("run.*.trec*")):
+        short = path.name.split(".")[1]
+        if short in runs:  # run.bm25.top100.trec beside run.bm25.top1000.trec: both by their full names
+            short = path.name
+        runs[short] = path
     return Collection(name, passages, queries, qrels, groups, runs)
 
 
@@ -101,7 +106,8 @@ def open_text(path: Path, mode: str = "r"):
         raise DataError(f"{path} cannot be opened: {error.strerror or error}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1."""
     with open_text(path) as stream:
         try:
             for number, line in enumerate(stream, start=1):
@@ -112,7 +118,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -135,7 +141,7 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     """Read judgments: TREC (`qid 0 pid grade`) or BEIR (`query-id corpus-id score`, tab-separated, with a header)."""
     path = Path(path)
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         fields = line.split()
         if number == 1 and fields[0] in {"query-id", "qid"}:
             continue
@@ -164,7 +170,7 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
     """Read a TREC run, `qid Q0 pid rank score tag`; passages of a query come best first, ties in file order."""
     path = Path(path)
     run: dict[str, dict[str, float]] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         fields = line.split()
         if len(fields) != 6:
             raise DataError(f"{path}:{number}: expected `qid Q0 pid rank score tag`, got {line.strip()!r}")

@@ -70,7 +70,7 @@ class BiEncoder(PointwiseReranker):
         cls,
         name: str = "all-MiniLM-L6-v2",
         *,
-        max_length: int = 256,
+        max_length: int | None = None,
         dtype: str = "auto",
         device: str = "auto",
         cache: ScoreCache | None = None,
@@ -78,10 +78,11 @@ class BiEncoder(PointwiseReranker):
         """Load by short name, hub id or folder; `dtype` and `device` as in `checkpoints.load_model`."""
         checkpoint = resolve(name)
         model = load_model("AutoModel", checkpoint, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(checkpoint)
         return cls(
             model,
-            load_tokenizer(checkpoint),
-            max_length=length_limit(max_length, model.config.max_position_embeddings),
+            tokenizer,
+            max_length=length_limit(max_length, 256, model.config, tokenizer),
             cache=cache,
             model_key=f"{checkpoint.name}@{checkpoint.revision}",
         )

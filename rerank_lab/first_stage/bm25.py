@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 from rank_bm25 import BM25Okapi
 
 from rerank_lab.core import Candidate, DataError, Passage, candidates_from
@@ -100,7 +99,6 @@ class BM25:
         """The k best passages that share a word with the query, best first; ties by place in the collection."""
         words = tokenize(query)
         scores = self._index.get_scores(words)  # (N,)
-        best = np.argsort(-scores, kind="stable")[:k]
-        shares = {i for i in best.tolist() if any(w in self._index.doc_freqs[i] for w in words)}
-        best = [i for i in best.tolist() if i in shares]
+        shares = [i for i, bag in enumerate(self._index.doc_freqs) if any(w in bag for w in words)]
+        best = sorted(shares, key=lambda i: -scores[i])[:k]
         return candidates_from([self.passages[i] for i in best], [float(scores[i]) for i in best])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rerank_lab.batching import Encoded, encode_pairs, encode_texts, length_limit, pad, token_budget_batches
 from rerank_lab.cache import ScoreCache, cached_scores
-from rerank_lab.checkpoints import Checkpoint, load_model, load_tokenizer, merge_lora, resolve
+from rerank_lab.checkpoints import Checkpoint, load, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import CheckpointError, InputError, Passage, PointwiseReranker, Usage
 from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
 
@@ -72,7 +72,7 @@ class CrossEncoder(PointwiseReranker):
         checkpoint = resolve(name)
         build = _gated if (checkpoint.path / "adapter_config.json").is_file() else _classifier
         encode, forward, limit = build(checkpoint, max_length, dtype, device)
-        key = f"{checkpoint.name}@{checkpoint.revision}|{build.__name__}|{dtype}|{limit}"
+        key = f"{checkpoint.name}@{checkpoint.revision}|{build.__name__}|{dtype} on {device}|{limit}"
         return cls(encode, forward, name=checkpoint.path.name if build is _gated else name, cache=cache, model_key=key)
 
     @torch.inference_mode()
@@ -92,9 +92,7 @@ class CrossEncoder(PointwiseReranker):
 
 def _classifier(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: str):
     """The reading of hub checkpoints: the tokenizer's pair template and the single logit."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    config = load("AutoConfig", checkpoint)
     if config.num_labels != 1:
         raise CheckpointError(
             f"{checkpoint.name} has {config.num_labels} output labels: a cross-encoder needs a sequence classifier "
@@ -102,8 +100,7 @@ def _classifier(checkpoint: Checkpoint, max_length: int | None, dtype: str, devi
         )
     tokenizer = load_tokenizer(checkpoint)
     model = load_model("AutoModelForSequenceClassification", checkpoint, dtype=dtype, device=device)
-    takes = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
-    limit = length_limit(max_length, takes)
+    limit = length_limit(max_length, 512, config, tokenizer)
     with_types = "token_type_ids" in tokenizer.model_input_names
 
     def forward(rows: list[Encoded]) -> Tensor:
@@ -126,7 +123,7 @@ def _gated(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: s
     model = GatedCrossEncoder(bert)
     model.load_head(checkpoint.path)
     model = model.eval().to(bert.device)
-    limit = length_limit(max_length, bert.config.max_position_embeddings)
+    limit = length_limit(max_length, 512, bert.config, tokenizer)
 
     def encode(query: str, texts: Sequence[str]) -> list[Encoded]:
         (left,) = encode_texts(tokenizer, [query], 10**9)

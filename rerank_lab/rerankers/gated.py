@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rerank_lab.batching import Encoded, pad
+from rerank_lab.core import CheckpointError
 from rerank_lab.first_stage.bi_encoder import mean_pool
 
 __all__ = ["GATE_AT_START", "GatedCrossEncoder", "collate", "side_by_side"]
@@ -111,5 +112,6 @@ class GatedCrossEncoder(nn.Module):
         from safetensors.torch import load_file
 
         head = {k: v.float() for k, v in load_file(folder / "head.safetensors").items()}
-        missing = self.load_state_dict(head, strict=False).missing_keys
-        assert all(k.startswith("bert.") for k in missing), missing
+        if head.keys() != self.head_state().keys():
+            raise CheckpointError(f"{folder / 'head.safetensors'} holds {sorted(head)}, not a head of this model")
+        self.load_state_dict(head, strict=False)

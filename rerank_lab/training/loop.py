@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from rerank_lab.batching import encode_texts, token_budget_batches
 from rerank_lab.checkpoints import load_model, load_tokenizer, resolve, tomllib
-from rerank_lab.core import RerankLabError
+from rerank_lab.core import DataError, RerankLabError
 from rerank_lab.first_stage.bi_encoder import BiEncoder
 from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
 from rerank_lab.training.data import Group, GroupMaker, load_groups, save_groups
@@ -89,7 +89,13 @@ class Trainer:
         random.Random(self.config["seed"]).shuffle(queries)
         held_out = set(queries[: self.config["validation_groups"]])
         validation = list({g.query: g for g in reversed(groups) if g.query in held_out}.values())
-        return [g for g in groups if g.query not in held_out], validation, finish
+        training = [g for g in groups if g.query not in held_out]
+        if not training or not validation or len(finish) < self.config["finish"]["groups_per_step"]:
+            raise DataError(
+                f"{len(training)} groups to train on, {len(validation)} to validate and {len(finish)} for the finish "
+                "are too few: raise the counts of the mix or lower validation_groups"
+            )
+        return training, validation, finish
 
     def _made(self, name: str, mix: dict[str, int]) -> list[Group]:
         path = self.run / f"{name}.jsonl"
@@ -182,14 +188,20 @@ class Trainer:
         path = self.run / "state.pt"
         if not path.exists():
             if "start" in self.config:
-                before = torch.load(Path(self.config["start"]) / "state.pt", weights_only=True)
+                before = torch.load(self._before(), map_location=self.device, weights_only=True)
                 self.model.load_state_dict(before["trained"], strict=False)
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["trained"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step = state["step"]
+
+    def _before(self) -> Path:
+        path = Path(self.config["start"]) / "state.pt"
+        if not path.exists():
+            raise DataError(f"{path} is missing: run the config that makes {self.config['start']} first")
+        return path
 
     def save(self) -> None:
         """Keep the run's state, and export the adapter as fp16 safetensors to `<run>/export`."""
@@ -213,6 +225,7 @@ class Trainer:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Train by a config file; an error of the lab ends with one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/NAME)")

@@ -21,8 +21,8 @@ def teacher_target(cosine: Tensor, gain: Tensor, temperature: float = 0.08, boos
         A distribution over each group, shape (groups, G).
 
     >>> import torch
-    >>> teacher_target(torch.tensor([[0.5, 0.5, 0.42]]), torch.tensor([[1.0, 0.0, 0.0]])).round(decimals=4)
-    tensor([[0.9966, 0.0025, 0.0009]])
+    >>> teacher_target(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.0]])).round(decimals=4)
+    tensor([[0.9526, 0.0474]])
     """
     return F.softmax(cosine / temperature + boost * gain, dim=-1)
 
