@@ -266,9 +266,7 @@ def _save_runs(experiment, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for system in experiment.systems:
         name = system.name.replace("/", "--").replace(" ", "-")
-        # places, not scores: evaluation tools break equal scores by pid
-        places = {qid: {c.pid: -float(c.rank) for c in r} for qid, r in system.rankings.items()}
-        write_run(places, folder / f"run.{name}.trec", name)
+        write_run(system.places(), folder / f"run.{name}.trec", name)
 
 
 def _print_comparison(result: dict[str, Any]) -> None:

@@ -40,6 +40,10 @@ class System:
     p: float | None = None
     p_holm: float | None = None
 
+    def places(self) -> dict[str, dict[str, float]]:
+        """A run of places instead of scores: what a reranker left tied stays in its order, in every tool."""
+        return {qid: {c.pid: -float(c.rank) for c in r} for qid, r in self.rankings.items()}
+
     def mean(self, measure_name: str = "nDCG@10") -> float:
         return float(np.mean(list(self.values[measure_name].values())))
 
@@ -180,9 +184,7 @@ def compare(
     measures = measures_for(depth, collection.relevant_from)
     qrels = {qid: collection.qrels[qid] for qid in queries}
     for system in systems:
-        # places, not scores: what a reranker left tied stays in its order
-        run = {qid: {c.pid: -float(c.rank) for c in r} for qid, r in system.rankings.items()}
-        system.values = measure(run, qrels, measures)
+        system.values = measure(system.places(), qrels, measures)
     _test(systems, baseline, list(queries))
     return Experiment(collection, first_stage, depth, baseline, systems)
 
