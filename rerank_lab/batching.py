@@ -6,15 +6,26 @@ Padding is work thrown away, so texts of like length share a batch (Sorted batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rerank_lab.core import InputError
+from rerank_lab.core import InputError, Usage
 
-__all__ = ["Encoded", "encode_pairs", "encode_texts", "length_limit", "pad", "progress_bar", "token_budget_batches"]
+__all__ = [
+    "Encoded",
+    "encode_pairs",
+    "encode_template",
+    "encode_texts",
+    "length_limit",
+    "pad",
+    "progress_bar",
+    "score_in_batches",
+    "token_budget_batches",
+]
 
 TOKEN_BUDGET = 4096  # padded tokens a batch; measured best on 2 cores among 1024 to 16384
 
@@ -79,6 +90,79 @@ def _cut(encoding, max_length: int) -> Encoded:
     ids = encoding.ids[:keep] + encoding.ids[end:]
     segments = [0] * start + [1] * (len(ids) - start)
     return Encoded(ids, segments, truncated=keep < end)
+
+
+def encode_template(tokenizer, template: str, query: str, texts: Sequence[str], max_length: int) -> Encoded:
+    """Tokenize a filled-in prompt, cutting only its passages, from their ends, so that what follows them survives.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers; its special tokens are added.
+        template: with `{query}` once and `{}` for each passage, in the order of the prompt.
+        query: never cut.
+        texts: passages; of several, each may take an equal share of the room, and what one leaves goes to the others.
+        max_length: tokens the prompt may have, special tokens included.
+
+    Returns:
+        The prompt's ids; segments are 1 for passage tokens.
+
+    Raises:
+        InputError: the query leaves no room for a token of each passage.
+    """
+    prompt, spans = "", []
+    passages = iter(texts)
+    for part in re.split(r"(\{query\}|\{\})", template):
+        filled = query if part == "{query}" else next(passages) if part == "{}" else part
+        if part == "{}":
+            spans.append((len(prompt), len(prompt) + len(filled)))
+        prompt += filled
+    (encoding,) = tokenizer([prompt], truncation=False, verbose=False).encodings
+    owner = [_owner(start, end, spans) for start, end in encoding.offsets]  # the passage of each token, or -1
+    sizes = [owner.count(i) for i in range(len(texts))]
+    room = max_length - (len(owner) - sum(sizes))
+    kept = _shares(sizes, room)
+    if room < len(texts):
+        raise InputError(
+            f"the query and the prompt take {len(owner) - sum(sizes)} of the model's {max_length} tokens and leave none "
+            "for a passage: shorten the query or raise max_length"
+        )
+    seen = [0] * len(texts)
+    ids, segments = [], []
+    for token, i in zip(encoding.ids, owner, strict=True):
+        if i >= 0:
+            seen[i] += 1
+        if i < 0 or seen[i] <= kept[i]:
+            ids.append(token)
+            segments.append(int(i >= 0))
+    return Encoded(ids, segments, truncated=kept != sizes)
+
+
+def _owner(start: int, end: int, spans: list[tuple[int, int]]) -> int:
+    return next((i for i, (low, high) in enumerate(spans) if start < high and end > low and end > start), -1)
+
+
+def _shares(sizes: list[int], room: int) -> list[int]:
+    """How much each may keep: the smallest first, then equal shares of what is left."""
+    kept = [0] * len(sizes)
+    for left, i in zip(range(len(sizes), 0, -1), sorted(range(len(sizes)), key=lambda i: sizes[i]), strict=True):
+        kept[i] = min(sizes[i], max(0, room) // left)
+        room -= kept[i]
+    return kept
+
+
+def score_in_batches(rows: Sequence[Encoded], forward: Callable[[list[Encoded]], Tensor], usage: Usage) -> list[float]:
+    """One score for each row, in their order; batches by length, their calls, tokens and cuts counted.
+
+    Args:
+        forward: gives scores (B,) of a batch of rows.
+        usage: `calls`, `input_tokens` and `truncated` are added to.
+    """
+    scores = torch.empty(len(rows))
+    for batch in token_budget_batches([len(r) for r in rows]):
+        scores[batch] = forward([rows[i] for i in batch]).float().cpu()
+        usage.calls += 1
+    usage.input_tokens += sum(len(r) for r in rows)
+    usage.truncated += sum(r.truncated for r in rows)
+    return scores.tolist()
 
 
 def length_limit(asked: int | None, default: int, config, tokenizer) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rerank_lab.batching import Encoded, encode_pairs, encode_texts, length_limit, pad, token_budget_batches
+from rerank_lab.batching import Encoded, encode_pairs, encode_texts, length_limit, pad, score_in_batches
 from rerank_lab.cache import ScoreCache, cached_scores
 from rerank_lab.checkpoints import Checkpoint, load, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import CheckpointError, InputError, Passage, PointwiseReranker, Usage
@@ -78,14 +78,7 @@ class CrossEncoder(PointwiseReranker):
     @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
         def compute(texts: list[str]) -> list[float]:
-            pairs = self.encode(query, texts)
-            scores = torch.empty(len(pairs))
-            for batch in token_budget_batches([len(p) for p in pairs]):
-                scores[batch] = self.forward([pairs[i] for i in batch]).float().cpu()
-                usage.calls += 1
-            usage.input_tokens += sum(len(p) for p in pairs)
-            usage.truncated += sum(p.truncated for p in pairs)
-            return scores.tolist()
+            return score_in_batches(self.encode(query, texts), self.forward, usage)
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
 

@@ -1,5 +1,4 @@
-"""Train the bundled cross-encoder: LoRA on every linear layer, the gates, and the reading of the score. Run:
-`make train`.
+"""Train a bundled model by its config file. Run: `make train`.
 
 A run lives in a folder: `groups.jsonl` and `finish.jsonl` (made once), `state.pt` (the last checkpoint),
 `log.jsonl` (the curve). Started again, it goes on from there. Hu et al., LoRA, ICLR 2022.
@@ -17,16 +16,13 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 
-from rerank_lab.batching import encode_texts, token_budget_batches
-from rerank_lab.checkpoints import load_model, load_tokenizer, resolve, tomllib
+from rerank_lab.checkpoints import tomllib
 from rerank_lab.core import DataError, RerankLabError
 from rerank_lab.first_stage.bi_encoder import BiEncoder
-from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
 from rerank_lab.training.data import Group, GroupMaker, load_groups, save_groups
-from rerank_lab.training.losses import listwise_kl, teacher_target
+from rerank_lab.training.losses import teacher_target
+from rerank_lab.training.readings import make_reading
 
 __all__ = ["Trainer", "main"]
 
@@ -43,35 +39,9 @@ class Trainer:
         self.config, self.run = config, run
         run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config["seed"])
-        checkpoint = resolve(config["base"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = load_tokenizer(checkpoint)
-        bert = load_model(
-            "AutoModel",
-            checkpoint,
-            dtype="float32",
-            device=self.device,
-            add_pooling_layer=False,
-            hidden_dropout_prob=0.0,  # one pass over the data with a low-rank update hardly overfits,
-            attention_probs_dropout_prob=0.0,  # and dropout took 40 % of a step on 2 cores
-        )
-        lora = LoraConfig(
-            r=config["lora"]["r"],
-            lora_alpha=config["lora"]["alpha"],
-            target_modules="all-linear",
-            base_model_name_or_path=config["base"],
-        )
-        self.model = GatedCrossEncoder(bert).to(self.device)
-        self.adapter = get_peft_model(bert, lora)  # wraps the linear layers of `bert` in place
-        head = [p for n, p in self.model.named_parameters() if not n.startswith("bert.") and n != "cls.weight"]
-        low_rank = [p for n, p in self.model.named_parameters() if "lora_" in n] + [self.model.cls.weight]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": low_rank, "lr": config["learning_rate"]},
-                {"params": head, "lr": config["gate_learning_rate"]},
-            ],
-            weight_decay=0.0,
-        )
+        self.reading = make_reading(config, self.device)
+        self.optimizer = torch.optim.AdamW(self.reading.parameter_groups(), weight_decay=0.0)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._warm_up_then_cosine)
         self.step = 0
 
@@ -123,59 +93,47 @@ class Trainer:
             plan[step][:few] = [last.pop() for _ in range(few)]
         return plan
 
-    def scores(self, groups: list[Group]) -> torch.Tensor:
-        """Scores of a batch of groups, shape (groups, G)."""
-        rows = []
-        for group in groups:
-            (query,) = encode_texts(self.tokenizer, [group.query], self.config["max_length"] - 16)
-            passages = encode_texts(self.tokenizer, group.passages, self.config["max_length"] - len(query))
-            rows += [side_by_side(query, p) for p in passages]
-        batches = token_budget_batches([len(r) for r in rows], 2048)
-        with torch.autocast(self.device, torch.bfloat16):
-            parts = [self.model(**collate([rows[i] for i in batch], self.device)) for batch in batches]
-        back = torch.tensor([i for batch in batches for i in batch], device=self.device).argsort()
-        return torch.cat(parts)[back].view(len(groups), -1)
-
     def loss(self, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = self.scores(groups)
+        """Loss of a batch, and its scores, shape (groups, G)."""
         cosine = torch.tensor([g.cosines for g in groups], device=self.device)
         gain = torch.tensor([g.gains for g in groups], device=self.device)
         target = teacher_target(cosine, gain, self.config["temperature"], self.config["boost"])
-        return listwise_kl(scores, target), scores
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.reading.loss(groups, target)
 
     @torch.no_grad()
     def validate(self, groups: list[Group]) -> dict[str, float]:
         """Mean loss, and the share of groups whose highest score has the group's highest gain."""
-        self.model.eval()
+        self.reading.eval()
         total, right = 0.0, 0
         for start in range(0, len(groups), 8):
             batch = groups[start : start + 8]
             loss, scores = self.loss(batch)
             total += loss.item() * len(batch)
             right += sum(g.gains[i] == max(g.gains) for g, i in zip(batch, scores.argmax(1).tolist(), strict=True))
-        self.model.train()
+        self.reading.train()
         return {"loss": round(total / len(groups), 4), "first_is_best": round(right / len(groups), 4)}
 
     def train(self) -> None:
         """Run to the last step, validating, logging and saving on the way."""
         training, validation, finish = self.groups()
         plan = self.schedule(training, finish)
-        self.resume()
-        self.model.train()
+        self.resume(training)
+        self.reading.train()
         started, first = perf_counter(), self.step
         running = 0.0
         while self.step < self.config["steps"]:
             loss, _ = self.loss(plan[self.step])
             self.optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(self.reading.parameters(), 1.0)
             self.optimizer.step()
             self.scheduler.step()
             self.step += 1
             running = loss.item() if running == 0 else 0.98 * running + 0.02 * loss.item()
             if self.step % self.config["validate_every"] == 0 or self.step == self.config["steps"]:
                 entry = {"step": self.step, "training_loss": round(running, 4), **self.validate(validation)}
-                entry["gate_mean"] = round(self.model.gate.mean().item(), 3)
+                entry |= self.reading.notes()
                 entry["seconds"] = round((perf_counter() - started), 1)
                 entry["steps_per_second"] = round((self.step - first) / (perf_counter() - started), 3)
                 with (self.run / "log.jsonl").open("a") as log:
@@ -183,16 +141,17 @@ class Trainer:
                 print(json.dumps(entry), flush=True)
                 self.save()
 
-    def resume(self) -> None:
+    def resume(self, training: list[Group]) -> None:
         """Go on from the last checkpoint of this run; a new run begins with the end of `start`, if it names one."""
         path = self.run / "state.pt"
         if not path.exists():
+            self.reading.start(training[:64])
             if "start" in self.config:
                 before = torch.load(self._before(), map_location=self.device, weights_only=True)
-                self.model.load_state_dict(before["trained"], strict=False)
+                self.reading.load_state_dict(before["trained"], strict=False)
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["trained"], strict=False)
+        self.reading.load_state_dict(state["trained"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step = state["step"]
@@ -204,8 +163,8 @@ class Trainer:
         return path
 
     def save(self) -> None:
-        """Keep the run's state, and export the adapter as fp16 safetensors to `<run>/export`."""
-        trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        """Keep the run's state, and export the checkpoint as fp16 safetensors to `<run>/export`."""
+        trained = {n: p.detach() for n, p in self.reading.named_parameters() if p.requires_grad}
         state = {
             "trained": trained,
             "optimizer": self.optimizer.state_dict(),
@@ -215,13 +174,7 @@ class Trainer:
         part = self.run / "state.part"
         torch.save(state, part)
         part.replace(self.run / "state.pt")
-        export = self.run / "export"
-        self.adapter.peft_config["default"].base_model_name_or_path = self.config["base"]
-        self.adapter.save_pretrained(export)
-        adapter = export / "adapter_model.safetensors"
-        save_file({k: v.half().contiguous() for k, v in load_file(adapter).items()}, adapter)
-        head = {k: v.half().cpu().contiguous() for k, v in self.model.head_state().items()}
-        save_file(head, export / "head.safetensors")
+        self.reading.export(self.run / "export")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["listwise_kl", "teacher_target"]
+__all__ = ["listwise_kl", "pairwise_bce", "teacher_target"]
 
 
 def teacher_target(cosine: Tensor, gain: Tensor, temperature: float = 0.08, boost: float = 6.0) -> Tensor:
@@ -43,3 +43,19 @@ def listwise_kl(scores: Tensor, target: Tensor) -> Tensor:
     0.6931
     """
     return F.kl_div(F.log_softmax(scores, dim=-1), target, reduction="batchmean")
+
+
+def pairwise_bce(log_odds: Tensor, chance: Tensor) -> Tensor:
+    """Binary cross-entropy of the chance that the first passage of a pair beats the second, averaged over pairs.
+
+    Burges et al., Learning to Rank using Gradient Descent (RankNet), ICML 2005, eq. 3, with a soft target.
+
+    Args:
+        log_odds: the model's, shape (pairs,).
+        chance: the teacher's, in 0..1, shape (pairs,).
+
+    >>> import torch
+    >>> round(pairwise_bce(torch.tensor([0.0]), torch.tensor([1.0])).item(), 4)
+    0.6931
+    """
+    return F.binary_cross_entropy_with_logits(log_odds, chance)
