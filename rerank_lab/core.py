@@ -21,6 +21,7 @@ __all__ = [
     "Passage",
     "PointwiseReranker",
     "Ranking",
+    "Repairs",
     "RerankLabError",
     "Reranker",
     "Usage",
@@ -77,12 +78,30 @@ class Candidate:
         return self.passage.text
 
 
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What had to be mended in the answers of a language model, by kind. Repairs add up.
+
+    >>> Repairs(duplicate=1) + Repairs(duplicate=2, refused=1)
+    Repairs(duplicate=3, out_of_range=0, missing=0, refused=1)
+    """
+
+    duplicate: int = 0  # identifiers named again
+    out_of_range: int = 0  # identifiers of no passage
+    missing: int = 0  # passages not named, put behind in the order that they had
+    refused: int = 0  # answers without a usable identifier
+
+    def __add__(self, other: Repairs) -> Repairs:
+        return Repairs(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
 @dataclass(slots=True)
 class Usage:
     """What a ranking cost. Usages add up.
 
-    >>> Usage(pairs=20, calls=1, seconds=0.5) + Usage(pairs=10, calls=1, truncated=2)
-    Usage(pairs=30, calls=2, input_tokens=0, output_tokens=0, cached=0, truncated=2, seconds=0.5, dollars=0.0)
+    >>> total = Usage(pairs=20, calls=1, seconds=0.5) + Usage(pairs=10, calls=1, truncated=2)
+    >>> total.pairs, total.calls, total.truncated, total.seconds
+    (30, 2, 2, 0.5)
     """
 
     pairs: int = 0  # query-passage pairs asked for
@@ -93,6 +112,7 @@ class Usage:
     truncated: int = 0  # pairs whose passage was cut to fit the model
     seconds: float = 0.0  # wall time
     dollars: float = 0.0  # US dollars billed
+    repairs: Repairs = field(default_factory=Repairs)  # of a language model's answers
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -203,6 +223,15 @@ def order(
         ),
         usage,
     )
+
+
+def in_places(
+    query: str, candidates: Sequence[Candidate], places: Sequence[int], top_k: int | None, usage: Usage
+) -> Ranking:
+    """A ranking from an order without scores: `places` holds indices of candidates, best first; the score is 1/rank."""
+    best = enumerate(places[:top_k], start=1)
+    kept = (Candidate(candidates[i].passage, 1 / rank, rank, candidates[i].rank) for rank, i in best)
+    return Ranking(query, tuple(kept), usage)
 
 
 class Identity(Reranker):
