@@ -1,4 +1,4 @@
-"""`rerank-lab`: search, rerank, compare and list models. Bad input ends with one line and exit code 2."""
+"""`rerank-lab`: search, rerank, compare, serve and list models. Bad input ends with one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rerank_lab.core import DataError, Identity, InputError, Passage, Reranker, RerankLabError, candidates_from
+from rerank_lab.core import DataError, InputError, Passage, Reranker, RerankLabError, candidates_from
 
 __all__ = ["app", "main"]
 
@@ -21,6 +21,12 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="compute every score anew, keep none")]
 Stage = Annotated[str, typer.Option(help="bm25, bi-encoder or fusion")]
+RerankerName = Annotated[
+    str,
+    typer.Option(
+        help="a family (bi-encoder, cross-encoder, colbert, monot5, listwise ...), a model, a folder or a vendor"
+    ),
+]
 CollectionName = Annotated[str, typer.Option(help="lab, a folder, or ir_datasets:ID")]
 
 
@@ -44,30 +50,11 @@ def _cache(off: bool):
 
 
 def _reranker(name: str, dtype: str, device: str, cache) -> Reranker:
-    """A reranker by its name: identity, bi-encoder, cross-encoder, a known model, a hub id or a folder."""
-    from rerank_lab.checkpoints import known_models
+    from rerank_lab.catalogue import make
     from rerank_lab.notebook import quiet
 
-    if name == "identity":
-        return Identity()
     quiet()
-    family = known_models().get(name, {}).get("family", "cross-encoder")
-    if name == "bi-encoder" or family == "bi-encoder":
-        from rerank_lab.first_stage.bi_encoder import BiEncoder
-
-        chosen = {} if name == "bi-encoder" else {"name": name}
-        made: Reranker = BiEncoder.from_pretrained(**chosen, dtype=dtype, device=device, cache=cache)
-    elif family == "cross-encoder":
-        from rerank_lab.rerankers.cross_encoder import CrossEncoder
-
-        chosen = {} if name == "cross-encoder" else {"name": name}
-        made = CrossEncoder.from_pretrained(**chosen, dtype=dtype, device=device, cache=cache)
-    else:
-        raise InputError(
-            f"{name!r} is of the family {family!r}, which this version does not run; see `rerank-lab models`"
-        )
-    made.name = name
-    return made
+    return make(name, dtype=dtype, device=device, cache=cache)
 
 
 def _first_stage(name: str, passages: list[Passage], dtype: str, device: str, progress: bool = False):
@@ -95,9 +82,7 @@ def search(
     query: str,
     collection: CollectionName = "lab",
     first_stage: Stage = "bm25",
-    reranker: Annotated[
-        str, typer.Option(help="identity, bi-encoder, cross-encoder, a model or a folder")
-    ] = "cross-encoder",
+    reranker: RerankerName = "cross-encoder",
     depth: Annotated[int, typer.Option(help="candidates to rerank", min=1)] = 20,
     k: Annotated[int, typer.Option(help="passages to show", min=1)] = 5,
     dtype: Dtype = "auto",
@@ -134,9 +119,7 @@ def rerank(
     file: Annotated[
         str, typer.Argument(help="JSONL: {query, passages: [text or {pid, text}]}; - reads standard input")
     ] = "-",
-    reranker: Annotated[
-        str, typer.Option(help="identity, bi-encoder, cross-encoder, a model or a folder")
-    ] = "cross-encoder",
+    reranker: RerankerName = "cross-encoder",
     top_k: Annotated[int | None, typer.Option(help="passages to keep", min=1)] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -201,7 +184,10 @@ def compare(
     run: Annotated[
         str | None, typer.Option(help="a run of the collection by name, or a TREC run file, as first stage")
     ] = None,
-    rerankers: Annotated[str, typer.Option(help="names, separated by commas")] = "bi-encoder,cross-encoder",
+    rerankers: Annotated[
+        str,
+        typer.Option(help="names as for --reranker of `search`, separated by commas; all: every family that can run"),
+    ] = "bi-encoder,cross-encoder",
     depth: Annotated[int, typer.Option(help="candidates to rerank", min=1)] = 50,
     baseline: Annotated[
         str | None, typer.Option(help="system to test the others against; the first stage without it")
@@ -221,7 +207,14 @@ def compare(
     if not rerankers.strip(", "):
         raise InputError("--rerankers is empty: name at least one, for example bi-encoder,cross-encoder")
     cache = _cache(no_cache)
-    models = [_reranker(name.strip(), dtype, device, cache) for name in rerankers.split(",") if name.strip()]
+    names = [name.strip() for name in rerankers.split(",") if name.strip()]
+    if names == ["all"]:
+        from rerank_lab.catalogue import runnable
+
+        names, left_out = runnable(collection, run or first_stage, depth)
+        for name, why in left_out.items():
+            typer.echo(f"left out: {name} ({why})", err=True)
+    models = [_reranker(name, dtype, device, cache) for name in names]
     show = sys.stderr.isatty()
     if run is not None:
         name = run if run in data.runs else Path(run).name
@@ -285,7 +278,9 @@ def _print_comparison(result: dict[str, Any]) -> None:
     names = list(systems[0]["measures"])
     for name in names:
         table.add_column(f"{name} [95 %]" if name == names[0] else name, justify="right")
-    for head in (f"p vs {result['baseline']}", "pairs", "cached", "tokens", "cut", "seconds"):
+    repaired = any(any(row["usage"]["repairs"].values()) for row in systems)
+    counted = ("pairs", "cached", "calls", "tokens", "cut") + (("mended",) if repaired else ())
+    for head in (f"p vs {result['baseline']}", *counted, "seconds"):
         table.add_column(head, justify="right")
     for row in systems:
         cells = [f"{m['value']:.4f}" for m in row["measures"].values()]
@@ -293,7 +288,9 @@ def _print_comparison(result: dict[str, Any]) -> None:
         cells[0] += f" [{first['low']:.3f}, {first['high']:.3f}]"
         usage = row["usage"]
         p = f"{row['test']['p_holm']:.4f}" if "test" in row else ""
-        costs = [f"{usage[key]}" if usage["pairs"] else "" for key in ("pairs", "cached", "input_tokens", "truncated")]
+        values = [usage[key] for key in ("pairs", "cached", "calls", "input_tokens", "truncated")]
+        values += [sum(usage["repairs"].values())] if repaired else []
+        costs = [f"{value}" if usage["pairs"] else "" for value in values]
         table.add_row(row["name"], *cells, p, *costs, f"{usage['seconds']:.1f}" if usage["pairs"] else "")
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
@@ -305,6 +302,24 @@ def _print_comparison(result: dict[str, Any]) -> None:
         for label in systems[0]["groups"]:
             groups.add_row(label, *(f"{row['groups'][label]:.3f}" for row in systems))
         console.print(groups)
+
+
+@app.command()
+def serve(
+    reranker: RerankerName = "cross-encoder",
+    host: Annotated[str, typer.Option(help="another than loopback needs a key in RERANK_LAB_API_KEY")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    no_cache: NoCache = False,
+) -> None:
+    """Serve a reranker behind the wire formats of Cohere (/v2/rerank), Jina (/v1/rerank) and TEI (/rerank)."""
+    from rerank_lab.server import create_app
+    from rerank_lab.server import serve as run_server
+
+    model = _reranker(reranker, dtype, device, _cache(no_cache))
+    key = os.environ.get("RERANK_LAB_API_KEY") or None
+    run_server(create_app({reranker: model}, api_key=key), host=host, port=port)
 
 
 @app.command()

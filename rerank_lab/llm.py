@@ -157,17 +157,17 @@ class Recorder:
 def _read_record(path: Path) -> list[dict]:
     if not path.is_file():
         return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]  # a process that was killed while it wrote leaves half a last line
+    if len(whole) < len(raw):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
     rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
+    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
         try:
             row = json.loads(line)
             rows.append({**row, "reply": str(row["reply"]), "prompt": row["prompt"], "model": row["model"]})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            if number == len(lines):  # a process that was killed while it wrote leaves half a last line
-                break
             raise DataError(f"{path}:{number}: not a recorded reply; delete the line to ask anew") from error
     return rows
 
