@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 PORT ?= 8000
-EXTRAS := book,offline,train,dev
+EXTRAS := book,offline,api,serve,train,dev
 QUIET_HUB := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help

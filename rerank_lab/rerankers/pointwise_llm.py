@@ -113,7 +113,7 @@ class Qwen3Reranker(PointwiseReranker):
     @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
         def compute(texts: list[str]) -> list[float]:
-            rows = [encode_template(self.tokenizer, self.template, query, [text], self.max_length) for text in texts]
+            rows = encode_template(self.tokenizer, self.template, query, [(t,) for t in texts], self.max_length)
             return score_in_batches(rows, self.chance_of_yes, usage)
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
