@@ -16,7 +16,7 @@ import httpx
 from rerank_lab.core import InputError, RerankLabError
 from rerank_lab.llm import Message, Reply, estimated_tokens
 from rerank_lab.prices import cost
-from rerank_lab.rerankers.api_transport import APIError, Vendor, http_client, post, with_retries
+from rerank_lab.transport import APIError, Vendor, http_client, post, with_retries
 
 __all__ = ["Budget", "BudgetSpentError", "Endpoint"]
 

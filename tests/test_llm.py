@@ -11,9 +11,9 @@ from conftest import QUERY, wordpiece_tokenizer
 from rerank_lab.core import DataError, InputError, Usage, candidates_from
 from rerank_lab.endpoint import Budget, BudgetSpentError, Endpoint
 from rerank_lab.llm import LocalModel, MissingReplyError, Recorder, Reply, ask_all, estimated_tokens
-from rerank_lab.rerankers.api_transport import APIError
 from rerank_lab.rerankers.listwise import ListwiseReranker
 from rerank_lab.rerankers.setwise import SetwiseReranker
+from rerank_lab.transport import APIError
 
 KEY = "sk-not-to-be-seen"
 QUESTION = [{"role": "user", "content": "Which ferry?"}]
