@@ -178,7 +178,7 @@ def _hosted(name: str, cache: ScoreCache | None) -> Reranker:
         "voyage": api.VoyageReranker,
         "tei": api.TEIReranker,
     }[vendor]
-    chosen = {} if name in VENDORS else {"model": name}
+    chosen = {"model": name} if name == "tei" or name not in VENDORS else {}
     return kind.from_environment(cache=cache, **chosen)
 
 

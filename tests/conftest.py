@@ -236,6 +236,55 @@ def tiny_modernbert(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_colbert(tmp_path_factory):
+    """A folder with a random ColBERT as its authors write them; queries of 20 tokens, passages of 40."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import BertModel
+
+    torch.manual_seed(6)
+    tokenizer = wordpiece_tokenizer()
+    tokenizer.add_tokens(["[unused0]", "[unused1]"])
+    model = BertModel(_bert_config(tokenizer))
+    folder = tmp_path_factory.mktemp("models") / "tiny-colbert"
+    _save(folder, model, tokenizer)
+    weights = {f"bert.{name}": weight for name, weight in model.state_dict().items()}
+    save_file(
+        {**weights, "linear.weight": torch.randn(16, 32)}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    layout = {"query_maxlen": 20, "doc_maxlen": 40, "mask_punctuation": True, "attend_to_mask_tokens": False}
+    markers = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
+    (folder / "artifact.metadata").write_text(json.dumps({**layout, **markers}))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory):
+    """A folder with a random Qwen3 over bytes whose vocabulary has the words yes and no."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(11)
+    tokenizer = byte_pair_tokenizer(max_length=2048)
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.backend_tokenizer.post_processor = None  # Qwen's puts nothing around a text
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+        **SMALL,
+    )
+    return _save(tmp_path_factory.mktemp("models") / "tiny-qwen3", Qwen3ForCausalLM(config), tokenizer)
+
+
+@pytest.fixture(scope="session")
 def tiny_classifiers(tiny_bert, tiny_xlm_roberta, tiny_modernbert):
     """Folders of the three classifiers by backbone."""
     return {"bert": tiny_bert, "xlm-roberta": tiny_xlm_roberta, "modernbert": tiny_modernbert}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import LONG, QUERY, TEXTS, _save, byte_pair_tokenizer
+from conftest import LONG, QUERY, TEXTS, byte_pair_tokenizer
 
 from rerank_lab.core import InputError, Passage, candidates_from
 from rerank_lab.llm import prompts
@@ -10,25 +10,8 @@ from rerank_lab.rerankers.pointwise_llm import Qwen3Reranker
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A random Qwen3 over bytes whose vocabulary has the words yes and no."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(11)
-    tokenizer = byte_pair_tokenizer(max_length=2048)
-    tokenizer.add_tokens(["yes", "no"])
-    tokenizer.backend_tokenizer.post_processor = None  # Qwen's puts nothing around a text
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=16, intermediate_size=64, max_position_embeddings=2048, initializer_range=0.2,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=2, pad_token_id=1,
-    )  # fmt: skip
-    return _save(tmp_path_factory.mktemp("models") / "tiny-qwen3", Qwen3ForCausalLM(config), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def reranker(folder):
-    return Qwen3Reranker.from_pretrained(folder, max_length=1024)
+def reranker(tiny_qwen3):
+    return Qwen3Reranker.from_pretrained(tiny_qwen3, max_length=1024)
 
 
 def plain(reranker, query, text):
@@ -62,8 +45,8 @@ def test_only_the_passage_is_cut_so_that_the_question_survives(reranker):
     assert usage.input_tokens < 2 * 1024
 
 
-def test_an_instruction_of_ones_own_changes_the_prompt(folder):
-    own = Qwen3Reranker.from_pretrained(folder, instruction="Find the {odd} timetable")
+def test_an_instruction_of_ones_own_changes_the_prompt(tiny_qwen3):
+    own = Qwen3Reranker.from_pretrained(tiny_qwen3, instruction="Find the {odd} timetable")
     assert "<Instruct>: Find the {odd} timetable" in own.template
 
 

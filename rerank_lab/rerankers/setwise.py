@@ -108,7 +108,7 @@ class SetwiseReranker(Reranker):
         return in_places(query, candidates, places, top_k, usage)
 
     def _best(self, query: str, some: list[int], texts: list[str], usage: Usage) -> int:
-        """The position of the best; of copies the one that came first, which also an unusable answer leaves in front."""
+        """The position of the best; of copies the first one, which also an unusable answer leaves in front."""
         shown: dict[str, int] = {}  # text -> position of its earliest candidate
         for position in sorted(range(len(some)), key=lambda p: some[p]):
             shown.setdefault(texts[some[position]], position)
