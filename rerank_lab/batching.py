@@ -92,59 +92,65 @@ def _cut(encoding, max_length: int) -> Encoded:
     return Encoded(ids, segments, truncated=keep < end)
 
 
-def encode_template(tokenizer, template: str, query: str, texts: Sequence[str], max_length: int) -> Encoded:
-    """Tokenize a filled-in prompt, cutting only its passages, from their ends, so that what follows them survives.
+def encode_template(
+    tokenizer, template: str, query: str, passages: Sequence[Sequence[str]], max_length: int
+) -> list[Encoded]:
+    """Tokenize filled-in prompts, cutting only their passages, from their ends, so that what follows them survives.
 
     Args:
         tokenizer: a fast tokenizer of transformers; its special tokens are added.
         template: with `{query}` once and `{}` for each passage, in the order of the prompt.
         query: never cut.
-        texts: passages; of several, each may take an equal share of the room, and what one leaves goes to the others.
-        max_length: tokens the prompt may have, special tokens included.
+        passages: the texts of each prompt; of several in one, each may take an equal share of the room, and what one
+            leaves goes to the others.
+        max_length: tokens a prompt may have, special tokens included.
 
     Returns:
-        The prompt's ids; segments are 1 for passage tokens.
+        The ids of each prompt; segments are 1 for passage tokens.
 
     Raises:
         InputError: the query leaves no room for a token of each passage.
     """
-    prompt, spans = "", []
-    passages = iter(texts)
+    filled = [_filled(template, query, texts) for texts in passages]
+    prompts = [prompt for prompt, _ in filled]
+    encodings = tokenizer(prompts, truncation=False, verbose=False).encodings if prompts else []
+    return [_cut_template(e, spans, max_length) for e, (_, spans) in zip(encodings, filled, strict=True)]
+
+
+def _filled(template: str, query: str, texts: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The prompt, and from which character to which each passage goes in it."""
+    prompt, spans, left = "", [], iter(texts)
     for part in re.split(r"(\{query\}|\{\})", template):
-        filled = query if part == "{query}" else next(passages) if part == "{}" else part
+        filled = query if part == "{query}" else next(left) if part == "{}" else part
         if part == "{}":
             spans.append((len(prompt), len(prompt) + len(filled)))
         prompt += filled
-    (encoding,) = tokenizer([prompt], truncation=False, verbose=False).encodings
-    owner = [_owner(start, end, spans) for start, end in encoding.offsets]  # the passage of each token, or -1
-    sizes = [owner.count(i) for i in range(len(texts))]
-    room = max_length - (len(owner) - sum(sizes))
-    kept = _shares(sizes, room)
-    if room < len(texts):
+    return prompt, spans
+
+
+def _cut_template(encoding, spans: list[tuple[int, int]], max_length: int) -> Encoded:
+    # a token is a passage's if it ends there: one that begins with its last space may be the template's next word
+    owned = [[t for t, (_, end) in enumerate(encoding.offsets) if low < end <= high] for low, high in spans]
+    sizes = [len(tokens) for tokens in owned]
+    fixed = len(encoding) - sum(sizes)
+    if max_length - fixed < sum(size > 0 for size in sizes):
         raise InputError(
-            f"the query and the prompt take {len(owner) - sum(sizes)} of the model's {max_length} tokens and leave none "
-            "for a passage: shorten the query or raise max_length"
+            f"the query and the prompt take {fixed} of the model's {max_length} tokens and leave none for a passage: "
+            "shorten the query or raise max_length"
         )
-    seen = [0] * len(texts)
-    ids, segments = [], []
-    for token, i in zip(encoding.ids, owner, strict=True):
-        if i >= 0:
-            seen[i] += 1
-        if i < 0 or seen[i] <= kept[i]:
-            ids.append(token)
-            segments.append(int(i >= 0))
-    return Encoded(ids, segments, truncated=kept != sizes)
-
-
-def _owner(start: int, end: int, spans: list[tuple[int, int]]) -> int:
-    return next((i for i, (low, high) in enumerate(spans) if start < high and end > low and end > start), -1)
+    kept = _shares(sizes, max_length - fixed)
+    cut = {t for tokens, keep in zip(owned, kept, strict=True) for t in tokens[keep:]}
+    of_passages = {t for tokens in owned for t in tokens}
+    left = [t for t in range(len(encoding)) if t not in cut]
+    ids = encoding.ids
+    return Encoded([ids[t] for t in left], [int(t in of_passages) for t in left], truncated=bool(cut))
 
 
 def _shares(sizes: list[int], room: int) -> list[int]:
     """How much each may keep: the smallest first, then equal shares of what is left."""
     kept = [0] * len(sizes)
     for left, i in zip(range(len(sizes), 0, -1), sorted(range(len(sizes)), key=lambda i: sizes[i]), strict=True):
-        kept[i] = min(sizes[i], max(0, room) // left)
+        kept[i] = min(sizes[i], room // left)
         room -= kept[i]
     return kept
 

@@ -25,7 +25,7 @@ else:
 __all__ = ["Checkpoint", "known_models", "load", "load_model", "load_tokenizer", "merge_lora", "resolve"]
 
 WEIGHTS = Path(str(files("rerank_lab"))) / "weights"
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]  # what is ever fetched from the hub
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]  # what is ever fetched from the hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def _local(name, hub_id, known, tried):
 
 def _bundled(name, hub_id, known, tried):
     path = WEIGHTS / Path(name).name
-    if "/" not in name and (path / "adapter_config.json").is_file():
+    if "/" not in name and any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
         return path, "bundled with rerank_lab"
     tried.append("weights bundled with rerank_lab")
     return None

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rerank_lab.core import Ranking
 
-__all__ = ["Body", "DIALECTS", "Dialect", "RefusedError", "parse", "relevance"]
+__all__ = ["DIALECTS", "Dialect", "RefusedError", "parse", "relevance"]
 
 FLOAT32_MAX = 3.4028234663852886e38  # stands for infinity, which JSON has no word for
 

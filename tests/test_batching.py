@@ -8,9 +8,19 @@ from conftest import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerank_lab.batching import encode_pairs, encode_texts, pad, progress_bar, token_budget_batches
+from rerank_lab.batching import (
+    TOKEN_BUDGET,
+    Encoded,
+    encode_pairs,
+    encode_template,
+    encode_texts,
+    pad,
+    progress_bar,
+    score_in_batches,
+    token_budget_batches,
+)
 from rerank_lab.checkpoints import load_tokenizer, resolve
-from rerank_lab.core import InputError
+from rerank_lab.core import InputError, Usage
 
 lengths = st.lists(st.integers(1, 600), max_size=80)
 texts = st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)
@@ -89,6 +99,70 @@ def test_single_texts_are_cut_as_transformers_cuts_them(tokenizers, some, limit)
         assert [e.ids for e in encoded] == [tokenizer(t, truncation=True, max_length=limit)["input_ids"] for t in some]
         assert [e.truncated for e in encoded] == [len(tokenizer(t, verbose=False)["input_ids"]) > limit for t in some]
         assert all(set(e.segments) == {0} for e in encoded)
+
+
+PROMPT = "the query: {query} passage {} ticket:"
+
+
+def end_of_prompt(tokenizer):
+    """How many tokens follow the passage of PROMPT, and the words among them."""
+    (words,) = tokenizer([" ticket:"], add_special_tokens=False)["input_ids"]
+    return len(words) + len(tokenizer("")["input_ids"]) // 2, words
+
+
+@settings(deadline=None, max_examples=30)
+@given(prompts=st.lists(texts.filter(bool), max_size=3), limit=st.integers(60, 120))
+def test_prompts_are_cut_only_at_the_end_of_their_passages(tokenizers, prompts, limit):
+    for tokenizer in tokenizers:
+        rows = encode_template(tokenizer, PROMPT, "dog {} {query}", [(text,) for text in prompts], limit)
+        assert len(rows) == len(prompts)
+        end, _ = end_of_prompt(tokenizer)
+        for row, text in zip(rows, prompts, strict=True):
+            (whole,) = tokenizer([f"the query: dog {{}} {{query}} passage {text} ticket:"], verbose=False)["input_ids"]
+            assert row.truncated == (len(whole) > limit)
+            assert row.ids == (whole[: limit - end] + whole[-end:] if row.truncated else whole)
+            assert len(row.segments) == len(row)
+            passage = sum(row.segments)
+            assert passage > 0
+            assert row.segments == [0] * (len(row) - end - passage) + [1] * passage + [0] * end
+
+
+@pytest.mark.parametrize("text", ["tram " * 30, "tram tram \n ", " ", ""])
+def test_spaces_at_the_end_of_a_passage_do_not_give_the_next_word_to_it(tokenizers, text):
+    for tokenizer in tokenizers:
+        (row,) = encode_template(tokenizer, PROMPT, "dog", [(text,)], 34)
+        end, words = end_of_prompt(tokenizer)
+        assert row.ids[-end:][: len(words)] == words
+        assert not any(row.segments[-end:])
+
+
+def test_a_prompt_that_just_fits_is_not_cut_and_an_empty_passage_needs_no_room(tokenizers):
+    for tokenizer in tokenizers:
+        for passages in (("tram is late",), ("",)):
+            (whole,) = encode_template(tokenizer, PROMPT, "dog", [passages], 1000)
+            assert encode_template(tokenizer, PROMPT, "dog", [passages], len(whole)) == [whole]
+        with pytest.raises(InputError, match=rf"take {len(whole)} of the model's {len(whole) - 1} tokens"):
+            encode_template(tokenizer, PROMPT, "dog", [("",)], len(whole) - 1)
+        (row,) = encode_template(tokenizer, PROMPT, "dog", [("tram",)], 1000)
+        with pytest.raises(InputError, match=r"leave none for a passage: shorten the query or raise max_length"):
+            encode_template(tokenizer, PROMPT, "dog", [("tram",)], row.segments.count(0))
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(1, 900), max_size=40))
+def test_scores_come_back_in_the_rows_order_and_their_cost_is_counted(sizes):
+    rows = [Encoded([i] * size, [0] * size, truncated=i % 3 == 0) for i, size in enumerate(sizes)]
+    usage, batches = Usage(calls=2), []
+
+    def forward(batch):
+        batches.append(batch)
+        return torch.tensor([row.ids[0] + 0.5 for row in batch], dtype=torch.float64)
+
+    assert score_in_batches(rows, forward, usage) == [i + 0.5 for i in range(len(rows))]
+    assert usage == Usage(
+        calls=2 + len(batches), input_tokens=sum(sizes), truncated=sum(i % 3 == 0 for i in range(len(rows)))
+    )
+    assert all(len(b) == 1 or len(b) * max(map(len, b)) <= TOKEN_BUDGET for b in batches)
 
 
 @given(rows=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6))

@@ -152,7 +152,7 @@ def test_from_the_hub_only_safetensors_and_text_are_fetched(empty_hub_cache, mon
     assert resolve("owner/model").source == "hub"
     ((hub_id, patterns),) = asked
     assert hub_id == "owner/model"
-    assert patterns == {"*.json", "*.safetensors", "*.txt", "*.model"}
+    assert patterns == {"*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"}
 
 
 @pytest.mark.parametrize("name", ["a model", "one/two/three", "../..", "no-such-model"])

@@ -221,9 +221,21 @@ def test_an_unknown_model_is_refused_with_the_places_where_it_was_sought(refused
     assert error.startswith("error: model 'no-such-model' was not found; tried: local folder no-such-model")
 
 
-@pytest.mark.parametrize("name", ["monot5-base-msmarco", "colbertv2.0", "Qwen3-Reranker-0.6B", "rerank-v3.5"])
-def test_a_model_of_a_family_that_is_not_built_yet_is_refused(refused, name):
-    assert f"'{name}' is of the family" in refused("rerank", "--reranker", name, stdin=request())
+@pytest.mark.parametrize("name", ["monot5-base-msmarco", "colbertv2.0", "Qwen3-Reranker-0.6B", "bge-reranker-v2-m3"])
+def test_a_model_of_the_hub_that_is_not_here_is_refused_with_the_command_that_fetches_it(refused, name):
+    error = refused("rerank", "--reranker", name, stdin=request())
+    assert f"model '{name}' was not found" in error
+    assert f"hf download {known_models()[name]['hub']}" in error
+
+
+def test_a_vendor_without_a_key_is_refused_by_its_variable(refused, monkeypatch):
+    monkeypatch.delenv("CO_API_KEY", raising=False)
+    assert "CO_API_KEY" in refused("rerank", "--reranker", "cohere", stdin=request())
+
+
+def test_a_prompt_without_a_recorded_reply_is_refused_with_the_mend(refused, monkeypatch):
+    monkeypatch.delenv("RERANK_LAB_LLM_URL", raising=False)
+    assert "RERANK_LAB_LLM_URL" in refused("rerank", "--reranker", "listwise", stdin=request())
 
 
 def test_a_wrong_dtype_is_refused(refused, tiny_bert):
@@ -249,7 +261,7 @@ def test_models_lists_all_that_are_known(good):
 
 def test_help_names_the_commands(good):
     out = good("--help")
-    for command in ("search", "rerank", "compare", "models"):
+    for command in ("search", "rerank", "compare", "serve", "models"):
         assert command in out
 
 
@@ -411,3 +423,58 @@ def test_compare_refuses_what_does_not_fit_together(refused, beir_folder, tmp_pa
     assert "cannot be written" in refused(*compare, "--json", tmp_path)
     (beir_folder / "qrels" / "test.tsv").write_text("q9 0 d1 1\n")
     assert "qrels of small name query 'q9'" in refused(*compare)
+
+
+def test_compare_all_runs_every_family_that_can_and_says_why_the_others_cannot(cli, beir_folder, tmp_path, monkeypatch):
+    for variable in ("RERANK_LAB_LLM_URL", "CO_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY", "TEI_API_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    path = tmp_path / "all.json"
+    code, out, err = cli("compare", "--collection", beir_folder, "--rerankers", "all", "--depth", 2, "--json", path)
+    assert code == 0, err
+    families = ["bi-encoder", "cross-encoder", "colbert", "monot5", "duot5"]
+    systems = {s["name"]: s["usage"] for s in json.loads(path.read_text())["systems"]}
+    assert list(systems) == ["bm25", *families, "oracle"]
+    assert all(systems[name]["pairs"] >= 4 and systems[name]["calls"] >= 1 for name in families)
+    for column in ("pairs", "calls", "tokens", "cut", "seconds"):
+        assert column in out
+    assert err.count("left out: ") == 8
+    assert "left out: cohere (CO_API_KEY is not set)" in err
+
+
+# ---------------------------------------------------------------- serve
+
+
+def test_serve_answers_the_cohere_sdk_until_it_is_stopped(tiny_bert, tmp_path):
+    import signal
+    import socket
+    import time
+
+    import cohere
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [*COMMAND, "serve", "--reranker", tiny_bert, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            for _ in range(600):
+                try:
+                    if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    assert server.poll() is None, server.stderr.read()
+                    time.sleep(0.1)
+            with cohere.ClientV2(api_key="none", base_url=f"http://127.0.0.1:{port}") as client:
+                for _ in range(2):  # the second time out of the score cache
+                    answer = client.rerank(model=tiny_bert, query="ferry", documents=["a tram", "a ferry"])
+                    assert sorted(row.index for row in answer.results) == [0, 1]
+        finally:
+            server.send_signal(signal.SIGINT)
+            out, err = server.communicate(timeout=60)
+    assert (out, err) == ("", "")
+
+
+def test_serve_refuses_an_address_that_others_reach_without_a_key(refused, monkeypatch):
+    monkeypatch.delenv("RERANK_LAB_API_KEY", raising=False)
+    assert "RERANK_LAB_API_KEY" in refused("serve", "--reranker", "identity", "--host", "0.0.0.0", "--port", "0")

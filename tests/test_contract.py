@@ -1,33 +1,97 @@
 """What every reranker promises, whatever its family."""
 
 import math
+import re
 from copy import deepcopy
 
 import pytest
 import torch
 from conftest import LONG, QUERY, TEXTS
+from fake_vendors import KEY, fake_vendors, overlap
 
 from rerank_lab import BiEncoder, CrossEncoder, Identity, Passage, ScoreCache, candidates_from
 from rerank_lab.batching import Encoded
 from rerank_lab.core import InputError, PointwiseReranker
+from rerank_lab.llm import Reply
+from rerank_lab.rerankers.api import CohereReranker, JinaReranker, TEIReranker, VoyageReranker
+from rerank_lab.rerankers.colbert import ColBERT
+from rerank_lab.rerankers.listwise import ListwiseReranker
+from rerank_lab.rerankers.monot5 import DuoT5, MonoT5, TrueOrFalse
+from rerank_lab.rerankers.pairwise import PairwiseReranker
+from rerank_lab.rerankers.pointwise_llm import Qwen3Reranker, YesNoReranker
+from rerank_lab.rerankers.setwise import SetwiseReranker
 
-NAMES = [
-    "identity",
+LOCAL = [  # a model of this machine scores each passage by itself
     "bi-encoder",
     "cross-encoder-bert",
     "cross-encoder-xlm-roberta",
     "cross-encoder-modernbert",
     "lab-cross-encoder",
+    "colbert",
+    "monot5",
+    "qwen3",
 ]
-POINTWISE = NAMES[1:]
+ASKED = ["pointwise-llm", "cohere", "jina", "voyage", "tei"]  # another does
+POINTWISE = [*LOCAL, *ASKED]
+NAMES = ["identity", *POINTWISE, "duot5", "listwise", "pairwise", "setwise"]
+
+
+class Overlap:
+    """A chat that reads each kind of prompt and answers by the words that query and passage share."""
+
+    model, concurrency = "overlap", 2
+
+    def ask(self, messages, *, max_tokens):
+        said = messages[-1]["content"]
+        query = re.search(r"Query: (.*?)\n", said)[1]
+
+        def worth(text):
+            return overlap(query, text) if text.strip() else 0.0, len(text), text
+
+        if len(messages) > 1:
+            shown = [m["content"].partition("] ")[2] for m in messages[3:-1:2]]
+            order = sorted(range(len(shown)), key=lambda i: worth(shown[i]), reverse=True)
+            return Reply(" > ".join(f"[{i + 1}]" for i in order), 9, 3)
+        head, _, last = said.rpartition("\n\n")
+        shown = re.split(r"\n\nPassage ?[A-Z]?: ", head)[1:]
+        if last.startswith("Does"):
+            return Reply("yes" if worth(shown[0])[0] > 0 else "no", 9, 3)
+        return Reply("Passage " + "ABCD"[max(range(len(shown)), key=lambda i: worth(shown[i]))], 9, 3)
 
 
 @pytest.fixture(scope="session")
-def rerankers(tiny_encoder, tiny_classifiers, lab_cross_encoder):
+def hosted():
+    """Rerankers of the four vendors, at a local server that speaks for all of them."""
+    with fake_vendors() as server, pytest.MonkeyPatch.context() as environment:
+        for variable in ("CO_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY", "TEI_API_KEY"):
+            environment.setenv(variable, KEY)
+        kinds = {"cohere": CohereReranker, "jina": JinaReranker, "voyage": VoyageReranker}
+        made = {name: kind.from_environment(base_url=server.url) for name, kind in kinds.items()}
+        made["tei"] = TEIReranker.from_environment("tiny", base_url=server.url)
+        yield made
+        for reranker in made.values():
+            reranker.close()
+
+
+@pytest.fixture(scope="session")
+def rerankers(tiny_encoder, tiny_classifiers, lab_cross_encoder, tiny_colbert, tiny_t5, tiny_qwen3, hosted):
     made = {"identity": Identity(), "bi-encoder": BiEncoder.from_pretrained(tiny_encoder)}
     for backbone, folder in tiny_classifiers.items():
         made[f"cross-encoder-{backbone}"] = CrossEncoder.from_pretrained(folder)
-    return {**made, "lab-cross-encoder": lab_cross_encoder}
+    answers, chat = TrueOrFalse.from_pretrained(tiny_t5), Overlap()
+    return {
+        **made,
+        **hosted,
+        "lab-cross-encoder": lab_cross_encoder,
+        "colbert": ColBERT.from_pretrained(tiny_colbert),
+        "monot5": MonoT5(answers),
+        "duot5": DuoT5(answers),
+        "qwen3": Qwen3Reranker.from_pretrained(tiny_qwen3, max_length=1024),
+        "pointwise-llm": YesNoReranker(chat),
+        "listwise": ListwiseReranker(chat),
+        "pairwise": PairwiseReranker(chat),
+        "setwise": SetwiseReranker(chat),
+    }
 
 
 @pytest.fixture(params=NAMES)
@@ -37,6 +101,11 @@ def reranker(request, rerankers):
 
 @pytest.fixture(params=POINTWISE)
 def pointwise(request, rerankers):
+    return rerankers[request.param]
+
+
+@pytest.fixture(params=LOCAL)
+def local(request, rerankers):
     return rerankers[request.param]
 
 
@@ -116,8 +185,8 @@ def test_queries_of_any_script_can_be_asked(reranker, script):
     assert all(math.isfinite(c.score) for c in ranking)
 
 
-def test_a_passage_of_ten_thousand_characters_is_cut_and_counted(pointwise):
-    ranking = pointwise.rerank("the ferry", candidates_from(["tram", LONG, "bus", LONG + "museum"]))
+def test_a_passage_of_ten_thousand_characters_is_cut_and_counted(local):
+    ranking = local.rerank("the ferry", candidates_from(["tram", LONG, "bus", LONG + "museum"]))
     assert len(ranking) == 4
     assert ranking.usage.truncated == 2
 
@@ -155,13 +224,29 @@ def test_a_top_k_below_one_is_refused(reranker, candidates, top_k):
         reranker.rerank(QUERY, candidates, top_k=top_k)
 
 
-def test_usage_says_what_the_ranking_cost(pointwise):
-    usage = pointwise.rerank("ferry", candidates_from(["tram", "bus bus", "a dog"])).usage
+def test_usage_says_what_the_ranking_cost(local):
+    usage = local.rerank("ferry", candidates_from(["tram", "bus bus", "a dog"])).usage
     assert usage.pairs == 3
     assert usage.calls >= 1
     assert usage.input_tokens >= 3 * 3
     assert usage.seconds > 0
     assert (usage.output_tokens, usage.cached, usage.truncated, usage.dollars) == (0, 0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "calls"),
+    [("pointwise-llm", 3, 3), ("listwise", 3, 1), ("cohere", 3, 1), ("jina", 3, 1), ("voyage", 3, 1), ("tei", 3, 1)],
+)
+def test_usage_of_a_model_that_is_asked_counts_its_requests(rerankers, name, pairs, calls):
+    usage = rerankers[name].rerank("ferry", candidates_from(["tram", "bus bus", "a dog"])).usage
+    assert (usage.pairs, usage.calls) == (pairs, calls)
+    assert usage.seconds > 0
+
+
+@pytest.mark.parametrize("name", ["duot5", "pairwise", "setwise"])
+def test_usage_of_comparisons_counts_them(rerankers, name):
+    usage = rerankers[name].rerank("ferry", candidates_from(["tram", "bus bus", "a dog"])).usage
+    assert usage.pairs >= 3 and usage.calls >= 1 and usage.input_tokens > 0 and usage.seconds > 0
 
 
 def test_a_cross_encoder_counts_the_query_once_a_pair(rerankers):

@@ -3,7 +3,7 @@
     mono:  "Query: q Document: p Relevant:"                  s(p)  = log P(true)
     duo:   "Query: q Document0: a Document1: b Relevant:"    p_ab  = P(true), the chance that a beats b
 
-P is the softmax over two words of the vocabulary, `true` and `false`, at the first decoder step.
+P(true) is the chance of the word `true` against `false` at the first decoder step (`rerankers/true_or_false.py`).
 Nogueira et al., Document Ranking with a Pretrained Sequence-to-Sequence Model, 2020. https://arxiv.org/abs/2003.06713
 Pradeep, Nogueira and Lin, The Expando-Mono-Duo Design Pattern, 2021. https://arxiv.org/abs/2101.05667
 """
@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from math import fsum, log
 from time import perf_counter
 
 import torch
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rerank_lab.batching import Encoded, encode_template, pad, score_in_batches
+from rerank_lab.batching import score_in_batches
 from rerank_lab.cache import ScoreCache, cached_scores
-from rerank_lab.checkpoints import Checkpoint, load, load_model, load_tokenizer, resolve
 from rerank_lab.core import (
     Candidate,
-    CheckpointError,
     InputError,
     Passage,
     PointwiseReranker,
@@ -34,91 +32,12 @@ from rerank_lab.core import (
     check_request,
     order,
 )
+from rerank_lab.rerankers.true_or_false import TrueOrFalse
 
 __all__ = ["AGGREGATIONS", "DuoT5", "MonoT5", "TrueOrFalse", "aggregate"]
 
 MONO = "Query: {query} Document: {} Relevant:"
 DUO = "Query: {query} Document0: {} Document1: {} Relevant:"
-
-
-class TrueOrFalse:
-    """A T5 that answers a prompt with the log-odds of `true` against `false` at the first decoder step.
-
-    Args:
-        model: a T5 of transformers with a language-model head.
-        tokenizer: its fast tokenizer.
-        words: the vocabulary's words for false and true.
-        max_length: tokens a prompt may have.
-        key: what identifies weights and precision in the score cache.
-
-    Raises:
-        CheckpointError: a word is no single token of the vocabulary.
-    """
-
-    def __init__(
-        self, model, tokenizer, words: Sequence[str] = ("false", "true"), max_length: int = 512, key: str = ""
-    ):
-        self.model, self.tokenizer, self.max_length = model.eval(), tokenizer, max_length
-        self.false, self.true = (_word_id(tokenizer, word) for word in words)
-        self.key = f"{key}|{self.false} {self.true}|{max_length}"
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str = "lab-t5", *, max_length: int | None = None, dtype: str = "auto", device: str = "auto"
-    ) -> TrueOrFalse:
-        """Load by short name, hub id or folder; `dtype` and `device` as in `checkpoints.load_model`.
-
-        Args:
-            name: `lab-t5`, `castorini/monot5-base-msmarco`, `./my-model` ...
-            max_length: tokens a prompt may have, at most 512, the length that these models are trained at.
-        """
-        limit = 512 if max_length is None else max_length
-        if not 8 <= limit <= 512:
-            raise InputError(f"max_length is {max_length}: give 8 to 512 tokens")
-        checkpoint = resolve(name)
-        model, tokenizer = load_t5(checkpoint, dtype, device)
-        words = _words(name, model.config.model_type)
-        return cls(model, tokenizer, words, limit, f"{checkpoint.name}@{checkpoint.revision}|{dtype} on {device}")
-
-    def encode(self, template: str, query: str, *texts: str) -> Encoded:
-        """The filled-in prompt; only the passages are cut, so that the last word, `Relevant:`, survives."""
-        return encode_template(self.tokenizer, template, query, texts, self.max_length)
-
-    def log_odds(self, rows: Sequence[Encoded]) -> Tensor:
-        """log P(true) - log P(false) of a batch of prompts, shape (B,)."""
-        ids, mask = pad([r.ids for r in rows], self.tokenizer.pad_token_id, self.model.device)
-        start = torch.full((len(rows), 1), self.model.config.decoder_start_token_id, device=self.model.device)
-        logits = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=start).logits[:, 0]  # (B, V)
-        return logits[:, self.true].float() - logits[:, self.false].float()
-
-
-def load_t5(checkpoint: Checkpoint, dtype: str, device: str):
-    """Model and tokenizer; the lab's own T5 borrows its word vectors and vocabulary from the backbone."""
-    config = load("AutoConfig", checkpoint)
-    base = getattr(config, "embeddings_from", None)
-    if base is None:
-        return load_model("AutoModelForSeq2SeqLM", checkpoint, dtype=dtype, device=device), load_tokenizer(checkpoint)
-    backbone = resolve(base)
-    words = load_model("AutoModel", backbone, dtype=dtype, device=device).get_input_embeddings().weight
-    model = load_model("AutoModelForSeq2SeqLM", checkpoint, dtype=dtype, device=device)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(words)
-    return model, load_tokenizer(backbone)
-
-
-def _word_id(tokenizer, word: str) -> int:
-    vocabulary = tokenizer.get_vocab()
-    for piece in ("▁" + word, word):  # SentencePiece marks the start of a word, WordPiece its continuations
-        if piece in vocabulary:
-            return vocabulary[piece]
-    raise CheckpointError(f"the vocabulary has no single token for the answer {word!r}: this is not a MonoT5 or DuoT5")
-
-
-def _words(name: str, model_type: str) -> Sequence[str]:
-    """The words for false and true, in this order (pygaggle `rerank/transformer.py`)."""
-    if "ptt5" in name:
-        return ("não", "sim")
-    return ("no", "yes") if model_type == "mt5" else ("false", "true")
 
 
 class MonoT5(PointwiseReranker):
@@ -142,7 +61,7 @@ class MonoT5(PointwiseReranker):
     @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
         def compute(texts: list[str]) -> list[float]:
-            rows = [self.answers.encode(MONO, query, text) for text in texts]
+            rows = self.answers.encode(MONO, query, [(text,) for text in texts])
             return score_in_batches(rows, lambda batch: logsigmoid(self.answers.log_odds(batch)), usage)
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
@@ -232,17 +151,18 @@ class DuoT5(Reranker):
     def matrix(self, query: str, passages: Sequence[Passage], usage: Usage | None = None) -> list[list[float]]:
         """p[i][j], the chance that passage i beats passage j, shape (n, n); 0.5 on the diagonal."""
         usage = usage if usage is not None else Usage()
-        n = len(passages)
-        texts = {f"{len(a.text)} {a.text}{b.text}": (a.text, b.text) for a in passages for b in passages}
+        pairs = list(permutations(range(len(passages)), 2))
+        both = [(passages[i].text, passages[j].text) for i, j in pairs]
+        keys = [f"{len(a)} {a}{b}" for a, b in both]  # the length keeps ("ab", "c") and ("a", "bc") apart
+        texts = dict(zip(keys, both, strict=True))
 
-        def compute(keys: list[str]) -> list[float]:
-            rows = [self.answers.encode(DUO, query, *texts[key]) for key in keys]
+        def compute(missing: list[str]) -> list[float]:
+            rows = self.answers.encode(DUO, query, [texts[key] for key in missing])
             return score_in_batches(rows, lambda batch: torch.sigmoid(self.answers.log_odds(batch)), usage)
 
-        pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
-        asked = [Passage("", f"{len(passages[i].text)} {passages[i].text}{passages[j].text}") for i, j in pairs]
+        asked = [Passage("", key) for key in keys]
         chances = cached_scores(self.cache, self.cache_key, query, asked, compute, usage)
-        p = [[0.5] * n for _ in range(n)]
+        p = [[0.5] * len(passages) for _ in passages]
         for (i, j), chance in zip(pairs, chances, strict=True):
             p[i][j] = chance
         return p

@@ -134,7 +134,7 @@ class Trainer:
             if self.step % self.config["validate_every"] == 0 or self.step == self.config["steps"]:
                 entry = {"step": self.step, "training_loss": round(running, 4), **self.validate(validation)}
                 entry |= self.reading.notes()
-                entry["seconds"] = round((perf_counter() - started), 1)
+                entry["seconds"] = round(perf_counter() - started, 1)
                 entry["steps_per_second"] = round((self.step - first) / (perf_counter() - started), 3)
                 with (self.run / "log.jsonl").open("a") as log:
                     log.write(json.dumps(entry) + "\n")
@@ -154,6 +154,7 @@ class Trainer:
         self.reading.load_state_dict(state["trained"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.reading.random.setstate(state["random"])
         self.step = state["step"]
 
     def _before(self) -> Path:
@@ -169,6 +170,7 @@ class Trainer:
             "trained": trained,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "random": self.reading.random.getstate(),
             "step": self.step,
         }
         part = self.run / "state.part"
@@ -193,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RerankLabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"adapter written to {run / 'export'}; copy it to rerank_lab/weights/{config['name']} to bundle it")
+    print(f"checkpoint written to {run / 'export'}; copy it to rerank_lab/weights/{config['name']} to bundle it")
     return 0
 
 

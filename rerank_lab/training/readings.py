@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,29 +26,36 @@ __all__ = ["ColBERTReading", "GatedReading", "Reading", "T5Reading", "make_readi
 BATCH_TOKENS = 2048
 
 
-class Reading(nn.Module):
+class Reading(nn.Module, ABC):
     """A model in training. Its trained parameters are those that ask for gradients.
 
     Args:
         config: the parsed toml file.
         device: cpu, cuda ...
+
+    Attributes:
+        tokenizer: the backbone's.
+        random: where a loss draws from; its state is kept with the weights, so that a resumed run draws what an
+            unbroken one would.
     """
 
     def __init__(self, config: dict, device: str):
         super().__init__()
         self.config, self.device = config, device
+        self.tokenizer = load_tokenizer(resolve(config["base"]))
+        self.random = random.Random(config["seed"])
 
+    @abstractmethod
     def parameter_groups(self) -> list[dict]:
         """For the optimizer: what is trained, and how fast."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, groups: list[Group]) -> Tensor:
         """Scores of a batch of groups, shape (groups, G)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the checkpoint that `from_pretrained` of this family reads."""
-        raise NotImplementedError
 
     def loss(self, groups: list[Group], target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and scores of a batch; `target` holds a distribution over each group, shape (groups, G)."""
@@ -62,13 +69,7 @@ class Reading(nn.Module):
         """What the log says of the model beside its losses."""
         return {}
 
-    def encoded(self, groups: list[Group]) -> Iterator[tuple[Encoded, list[Encoded]]]:
-        """Query and passages of each group, which together have at most `max_length` tokens a pair."""
-        for group in groups:
-            (query,) = encode_texts(self.tokenizer, [group.query], self.config["max_length"] - 16)
-            yield query, encode_texts(self.tokenizer, group.passages, self.config["max_length"] - len(query))
-
-    def in_batches(self, rows: list[Encoded], forward) -> Tensor:
+    def in_batches(self, rows: list[Encoded], forward: Callable[[list[Encoded]], Tensor]) -> Tensor:
         """Rows by length through the model; the results in the rows' order, along the first axis."""
         batches = token_budget_batches([len(r) for r in rows], BATCH_TOKENS)
         parts = [forward([rows[i] for i in batch]) for batch in batches]
@@ -110,7 +111,6 @@ class GatedReading(Reading):
 
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
-        self.tokenizer = load_tokenizer(resolve(config["base"]))
         bert, adapter = _backbone_with_lora(config, device)
         self.model = GatedCrossEncoder(bert).to(device)
         self._adapter = [adapter]  # in a list, so that its weights are not registered twice
@@ -123,8 +123,14 @@ class GatedReading(Reading):
             {"params": head, "lr": self.config["gate_learning_rate"]},
         ]
 
+    def _rows(self, group: Group) -> list[Encoded]:
+        """The pairs of a group, of at most `max_length` tokens each."""
+        (query,) = encode_texts(self.tokenizer, [group.query], self.config["max_length"] - 16)
+        passages = encode_texts(self.tokenizer, group.passages, self.config["max_length"] - len(query))
+        return [side_by_side(query, passage) for passage in passages]
+
     def scores(self, groups: list[Group]) -> Tensor:
-        rows = [side_by_side(query, p) for query, passages in self.encoded(groups) for p in passages]
+        rows = [row for group in groups for row in self._rows(group)]
         scores = self.in_batches(rows, lambda batch: self.model(**collate(batch, self.device)))
         return scores.view(len(groups), -1)
 
@@ -141,7 +147,6 @@ class ColBERTReading(Reading):
 
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
-        self.tokenizer = load_tokenizer(resolve(config["base"]))
         self.layout = colbert.lab_format(self.tokenizer)
         self.bert, adapter = _backbone_with_lora(config, device)
         self._adapter = [adapter]
@@ -173,10 +178,9 @@ class ColBERTReading(Reading):
     def scores(self, groups: list[Group]) -> Tensor:
         limit = self.config["max_length"]
         asked = [colbert.query_row(self.tokenizer, self.layout, g.query, limit) for g in groups]
-        longest = max(len(r) for r in asked)
         states, _ = self._states(asked, [[1 - s for s in r.segments] for r in asked])
-        queries = F.normalize(self.projection(states).float(), dim=-1)  # (groups, longest, d)
-        there = pad([r.ids for r in asked], 0, self.device)[1][:, :longest]
+        queries = F.normalize(self.projection(states).float(), dim=-1)  # (groups, Lq, d)
+        there = pad([r.ids for r in asked], 0, self.device)[1]  # 0 where a longer query of the batch goes on
         size = len(groups[0].passages)
         rows = colbert.passage_rows(self.tokenizer, self.layout, [p for g in groups for p in g.passages])
         owners = {id(row): i // size for i, row in enumerate(rows)}
@@ -205,9 +209,8 @@ class T5Reading(Reading):
         super().__init__(config, device)
         from transformers import T5Config, T5ForConditionalGeneration
 
-        backbone = resolve(config["base"])
-        self.tokenizer = load_tokenizer(backbone)
-        words = load_model("AutoModel", backbone, dtype="float32", device="cpu").get_input_embeddings().weight
+        backbone = load_model("AutoModel", resolve(config["base"]), dtype="float32", device="cpu")
+        words = backbone.get_input_embeddings().weight  # (V, d)
         shape = T5Config(
             vocab_size=words.shape[0],
             d_model=words.shape[1],
@@ -230,17 +233,16 @@ class T5Reading(Reading):
                 attention.k.weight.copy_(attention.q.weight * shape.d_kv**0.5)
         self.model.shared.requires_grad_(False)
         self.answers = monot5.TrueOrFalse(self.model, self.tokenizer, max_length=config["max_length"])
-        self.random = random.Random(config["seed"])
 
     def parameter_groups(self) -> list[dict]:
         return [{"params": [p for p in self.model.parameters() if p.requires_grad], "lr": self.config["learning_rate"]}]
 
     def scores(self, groups: list[Group]) -> Tensor:
-        rows = [self.answers.encode(monot5.MONO, g.query, p) for g in groups for p in g.passages]
+        rows = [r for g in groups for r in self.answers.encode(monot5.MONO, g.query, [(p,) for p in g.passages])]
         return self.in_batches(rows, self.answers.log_odds).view(len(groups), -1)
 
     def loss(self, groups: list[Group], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mono prompts by the distribution over the group, and some duo prompts by the chance that it gives each pair."""
+        """Mono prompts by the distribution over the group, some duo prompts by the chance that it gives each pair."""
         mono, scores = super().loss(groups, target)
         rows, chances = [], []
         for group, t in zip(groups, target.tolist(), strict=True):
@@ -248,7 +250,7 @@ class T5Reading(Reading):
                 i, j = self.random.sample(range(len(t)), 2)
                 i = self.random.choice([i, max(range(len(t)), key=t.__getitem__)])
                 if i != j:
-                    rows.append(self.answers.encode(monot5.DUO, group.query, group.passages[i], group.passages[j]))
+                    rows += self.answers.encode(monot5.DUO, group.query, [(group.passages[i], group.passages[j])])
                     chances.append(t[i] / (t[i] + t[j]))
         if not rows:
             return mono, scores
@@ -274,6 +276,7 @@ def make_reading(config: dict, device: str) -> Reading:
     Raises:
         DataError: an unknown reading.
     """
-    if config["reading"] not in READINGS:
-        raise DataError(f"reading {config['reading']!r} is unknown: give {', '.join(READINGS)}")
-    return READINGS[config["reading"]](config, device)
+    name = config.get("reading")
+    if name not in READINGS:
+        raise DataError(f"reading {name!r} is unknown: give {', '.join(READINGS)}")
+    return READINGS[name](config, device)

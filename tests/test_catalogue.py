@@ -1,0 +1,96 @@
+"""Names become rerankers: families, known models, folders of each architecture, vendors, and `all`."""
+
+import pytest
+from fake_vendors import KEY, fake_vendors
+
+from rerank_lab import candidates_from, catalogue
+from rerank_lab.core import CheckpointError, InputError
+from rerank_lab.llm import MissingReplyError
+from rerank_lab.rerankers.api import CohereReranker, TEIReranker, VoyageReranker
+from rerank_lab.rerankers.colbert import ColBERT
+from rerank_lab.rerankers.cross_encoder import CrossEncoder
+from rerank_lab.rerankers.listwise import ListwiseReranker
+from rerank_lab.rerankers.monot5 import DuoT5, MonoT5
+from rerank_lab.rerankers.pointwise_llm import Qwen3Reranker
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    for variable in (*catalogue.VENDORS.values(), "RERANK_LAB_LLM_URL", "RERANK_LAB_LLM_MODEL"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_a_folder_is_read_as_what_it_holds(tiny_bert, tiny_colbert, tiny_t5, tmp_path, tiny_qwen3):
+    assert isinstance(catalogue.make(tiny_bert), CrossEncoder)
+    assert isinstance(catalogue.make(tiny_colbert), ColBERT)
+    assert isinstance(catalogue.make(tiny_t5), MonoT5)
+    assert isinstance(catalogue.make(tiny_qwen3), Qwen3Reranker)
+
+
+@pytest.mark.parametrize("name", ["identity", *catalogue.FAMILIES, "listwise", "pairwise", "setwise", "pointwise-llm"])
+def test_every_family_runs_by_its_name_alone(name):
+    made = catalogue.make(name)
+    assert made.name == name
+    try:
+        ranking = made.rerank("when does the ferry leave?", candidates_from(["a tram", "the ferry leaves at nine"]))
+    except MissingReplyError as error:
+        assert name in catalogue.ASKING and "RERANK_LAB_LLM_URL" in str(error)
+    else:
+        assert name not in catalogue.ASKING
+        assert sorted(c.pid for c in ranking) == ["0", "1"]
+
+
+def test_duot5_compares_the_ten_best_of_monot5():
+    made = catalogue.make("duot5")
+    assert isinstance(made, DuoT5)
+    usage = made.rerank("ferry", candidates_from([f"ferry {i}" for i in range(14)])).usage
+    assert usage.pairs == 14 + made.passes(14) == 14 + 90
+
+
+def test_vendors_are_made_with_the_key_of_the_environment(monkeypatch):
+    with fake_vendors() as server:
+        for name, kind in (("cohere", CohereReranker), ("rerank-v3.5", CohereReranker), ("rerank-2.5", VoyageReranker)):
+            variable = "CO" if kind is CohereReranker else "VOYAGE"
+            monkeypatch.setenv(f"{variable}_API_KEY", KEY)
+            monkeypatch.setenv(f"{variable}_API_URL", server.url)
+            made = catalogue.make(name)
+            assert isinstance(made, kind)
+            assert made.rerank("a ferry", candidates_from(["a tram", "a ferry"]))[0].text == "a ferry"
+            made.close()
+        monkeypatch.setenv("TEI_API_URL", server.url)
+        made = catalogue.make("tei")
+        assert isinstance(made, TEIReranker)
+        made.close()
+
+
+def test_a_vendor_without_a_key_is_refused_by_its_variable():
+    with pytest.raises(InputError, match="VOYAGE_API_KEY"):
+        catalogue.make("voyage")
+
+
+def test_an_endpoint_of_the_environment_is_asked_and_recorded(monkeypatch, tmp_path):
+    monkeypatch.setenv("RERANK_LAB_LLM_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("RERANK_LAB_LLM_MODEL", "tiny")
+    made = catalogue.make("listwise")
+    assert isinstance(made, ListwiseReranker)
+    assert (made.chat.model, made.chat.path.name) == ("tiny", "replies.jsonl")
+    made.chat.chat.client.close()
+
+
+def test_an_unknown_name_is_an_error_that_names_the_places_tried():
+    with pytest.raises(CheckpointError, match="'no-such-model' was not found"):
+        catalogue.make("no-such-model")
+
+
+def test_all_stands_for_what_can_run_and_says_why_the_rest_cannot(monkeypatch):
+    names, left_out = catalogue.runnable("lab", "bm25", 50)
+    assert names == ["bi-encoder", "cross-encoder", "colbert", "monot5", "duot5", "listwise"]
+    assert set(left_out) == {"pairwise", "setwise", "pointwise-llm", "cohere", "jina", "voyage", "tei"}
+    assert "CO_API_KEY" in left_out["cohere"]
+    for other in (("my-data", "bm25", 50), ("lab", "fusion", 50), ("lab", "bm25", 10)):
+        assert "listwise" in catalogue.runnable(*other)[1]
+    monkeypatch.setenv("RERANK_LAB_LLM_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("CO_API_KEY", KEY)
+    names, left_out = catalogue.runnable("my-data", "bm25", 50)
+    assert {"listwise", "pairwise", "setwise", "pointwise-llm", "cohere"} <= set(names)
+    assert set(left_out) == {"jina", "voyage", "tei"}
