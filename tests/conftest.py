@@ -130,6 +130,32 @@ def byte_pair_tokenizer(max_length=64):
     )
 
 
+T5_ANSWERS = ["true", "false", "yes", "no", "sim", "não"]
+
+
+def t5_tokenizer(answers=T5_ANSWERS):
+    """Unigram pieces as T5's: runs of spaces are one, a word carries its space, and </s> stands at the end."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*WORDS, "Query", "Document", "Document0", "Document1", "Relevant", *answers]
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{w}" for w in words), *_characters(), *"QDR"]
+    scored = [(piece, -2.0 if len(piece) > 1 else -6.0) for piece in dict.fromkeys(pieces)]
+    raw = Tokenizer(models.Unigram(scored, unk_id=2, byte_fallback=False))
+    raw.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.Replace(Regex(" {2,}"), " ")])
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
 # weights ten times wider than usual, so that the scores of random models differ by more than the tolerance
 SMALL = {
     "hidden_size": 32,
@@ -138,6 +164,7 @@ SMALL = {
     "intermediate_size": 64,
     "initializer_range": 0.2,
 }
+T5_SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
 
 
 def _save(folder, model, tokenizer):
@@ -258,6 +285,18 @@ def tiny_colbert(tmp_path_factory):
     markers = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
     (folder / "artifact.metadata").write_text(json.dumps({**layout, **markers}))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory):
+    """A folder with a random T5 whose vocabulary knows the words of the prompts."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(5)
+    tokenizer = t5_tokenizer()
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **T5_SHAPE)
+    return _save(tmp_path_factory.mktemp("models") / "tiny-t5", T5ForConditionalGeneration(config), tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -9,56 +9,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import QUERY, TEXTS, WORDS, _characters
+from conftest import QUERY, T5_SHAPE, TEXTS, _save, t5_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_lab import Passage, ScoreCache, candidates_from
 from rerank_lab.core import CheckpointError, InputError, Usage
 from rerank_lab.rerankers.monot5 import AGGREGATIONS, DUO, MONO, DuoT5, MonoT5, TrueOrFalse, aggregate
-
-ANSWERS = ["true", "false", "yes", "no", "sim", "não"]
-SHAPE = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
-
-
-def t5_tokenizer(answers=ANSWERS):
-    """Unigram pieces as T5's: runs of spaces are one, a word carries its space, and </s> stands at the end."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = [*WORDS, "Query", "Document", "Document0", "Document1", "Relevant", *answers]
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{w}" for w in words), *_characters(), *"QDR"]
-    scored = [(piece, -2.0 if len(piece) > 1 else -6.0) for piece in dict.fromkeys(pieces)]
-    raw = Tokenizer(models.Unigram(scored, unk_id=2, byte_fallback=False))
-    raw.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.Replace(Regex(" {2,}"), " ")])
-    raw.pre_tokenizer = pre_tokenizers.Metaspace()
-    raw.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def saved(folder, model, tokenizer):
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def tiny_t5(tmp_path_factory):
-    """A folder with a random T5 whose vocabulary knows the words of the prompts."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(5)
-    tokenizer = t5_tokenizer()
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **SHAPE)
-    return saved(tmp_path_factory.mktemp("models") / "tiny-t5", T5ForConditionalGeneration(config), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +25,8 @@ def tiny_mt5(tmp_path_factory):
 
     torch.manual_seed(6)
     tokenizer = t5_tokenizer()
-    config = MT5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, tie_word_embeddings=False, **SHAPE)
-    return saved(tmp_path_factory.mktemp("models") / "tiny-mt5", MT5ForConditionalGeneration(config), tokenizer)
+    config = MT5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, tie_word_embeddings=False, **T5_SHAPE)
+    return _save(tmp_path_factory.mktemp("models") / "tiny-mt5", MT5ForConditionalGeneration(config), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +365,7 @@ def backbone(tiny_encoder, tmp_path_factory):
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_encoder), AutoModel.from_pretrained(tiny_encoder)
     tokenizer.add_tokens(["true", "false"])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return saved(tmp_path_factory.mktemp("models") / "backbone", model, tokenizer)
+    return _save(tmp_path_factory.mktemp("models") / "backbone", model, tokenizer)
 
 
 @pytest.fixture
@@ -421,7 +378,7 @@ def lab_t5(backbone, tmp_path):
     words = AutoModel.from_pretrained(backbone).get_input_embeddings().weight.detach()
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     config = T5Config(
-        vocab_size=len(words), decoder_start_token_id=tokenizer.cls_token_id, embeddings_from=backbone, **SHAPE
+        vocab_size=len(words), decoder_start_token_id=tokenizer.cls_token_id, embeddings_from=backbone, **T5_SHAPE
     )
     model = T5ForConditionalGeneration(config).eval()
     with torch.no_grad():
