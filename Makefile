@@ -27,7 +27,7 @@ book: .venv/.installed ## execute every chapter and build the book into _build/h
 	@echo "The book: file://$(CURDIR)/_build/html/index.html (or run: make serve)"
 
 test: lint ## lint, then run the tests and the package's doctests
-	@$(QUIET_HUB) .venv/bin/python -m pytest
+	@$(QUIET_HUB) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal -q
 
 serve: .venv/.installed ## serve the built book at http://127.0.0.1:8000
 	@test -f _build/html/index.html || { echo "make serve: there is no book yet, run: make book" >&2; exit 1; }
@@ -46,9 +46,10 @@ lint: .venv/.installed ## check style and that generated files are fresh
 bench: .venv/.installed ## run the slower checks in bench/
 	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest bench
 
-train: .venv/.installed ## train the bundled cross-encoder
-	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m rerank_lab.training.loop rerank_lab/training/cross_encoder.toml
-	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m rerank_lab.training.loop rerank_lab/training/cross_encoder_end.toml
+train: .venv/.installed ## train the bundled models, one after the other
+	@for model in cross_encoder cross_encoder_end colbert t5; do \
+		TOKENIZERS_PARALLELISM=false .venv/bin/python -m rerank_lab.training.loop rerank_lab/training/$$model.toml || exit 1; \
+	done
 
 clean: ## remove what was built; .venv and runs stay
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis rerank_lab.egg-info
