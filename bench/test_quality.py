@@ -25,7 +25,10 @@ def compare(tmp_path, *arguments):
 
 @pytest.mark.skipif(not (FOLDER / "trec-dl-2019").is_dir(), reason="TREC DL 2019 is not there: set RERANK_LAB_BENCH")
 def test_trec_dl_2019(tmp_path):
-    systems = compare(tmp_path, "--collection", str(FOLDER / "trec-dl-2019"), "--run", "bm25", "--depth", "100")
+    rerankers = ("--rerankers", "bi-encoder,cross-encoder,colbert,monot5")
+    systems = compare(
+        tmp_path, "--collection", str(FOLDER / "trec-dl-2019"), "--run", "bm25", "--depth", "100", *rerankers
+    )
     assert systems["bm25"]["nDCG@10"]["value"] == pytest.approx(0.5058, abs=5e-5)
     assert systems["bi-encoder"]["nDCG@10"]["value"] == pytest.approx(0.642, abs=0.003)
     assert systems["cross-encoder"]["nDCG@10"]["value"] > 0.642

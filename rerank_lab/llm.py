@@ -8,6 +8,7 @@ asked for, or paid for, twice.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,24 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Protocol
 
 from rerank_lab.checkpoints import load_model, load_tokenizer, resolve, tomllib
 from rerank_lab.core import DataError, RerankLabError, Usage
 
-__all__ = ["Chat", "LocalModel", "MissingReplyError", "Recorder", "Reply", "ask_all", "estimated_tokens", "prompts"]
+__all__ = [
+    "Chat",
+    "LocalModel",
+    "MissingReplyError",
+    "Recorder",
+    "Reply",
+    "ask_all",
+    "estimated_tokens",
+    "parse_label",
+    "prompts",
+    "spoken",
+]
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -94,6 +107,29 @@ def estimated_tokens(*texts: str) -> int:
     5
     """
     return -(-sum(len(t) for t in texts) // 4)
+
+
+def spoken(answer: str) -> str:
+    """An answer without what a reasoning model thought before it, also where the thought was cut off.
+
+    >>> spoken("<think>A? No.</think> Passage B")
+    '  Passage B'
+    """
+    return re.sub(r"<think>.*?(</think>|\Z)", " ", answer, flags=re.DOTALL)
+
+
+def parse_label(answer: str, n: int) -> int | None:
+    """The index of the passage that an answer names by its letter, of n; None where it names none of them or several.
+
+    >>> parse_label("Passage C", 4), parse_label("b.", 4), parse_label("E", 4), parse_label("A and B are good.", 4)
+    (2, 1, None, None)
+    """
+    said = spoken(answer)
+    named = re.findall(r"passage\s+([a-z])\b", said, re.IGNORECASE) or re.findall(
+        r"^\W*([a-z])\W*$", said, re.IGNORECASE
+    )
+    found = {ascii_uppercase.index(letter.upper()) for letter in named}
+    return found.pop() if len(found) == 1 and max(found) < n else None
 
 
 def prompt_key(model: str, messages: Sequence[Message]) -> str:

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_lab.core import InputError, Repairs, candidates_from
-from rerank_lab.llm import Reply
-from rerank_lab.rerankers.pairwise import PairwiseReranker, all_pairs, heapsort, pairwise_prompt, parse_choice, sliding
+from rerank_lab.llm import Reply, parse_label
+from rerank_lab.rerankers.heap import best_first
+from rerank_lab.rerankers.pairwise import PairwiseReranker, all_pairs, heapsort, pairwise_prompt, sliding
 from rerank_lab.rerankers.pointwise_llm import YesNoReranker, parse_yes_no
-from rerank_lab.rerankers.setwise import SetwiseReranker, best_first, parse_label, setwise_prompt
+from rerank_lab.rerankers.setwise import SetwiseReranker, setwise_prompt
 
 
 class Numbers:
@@ -81,10 +82,10 @@ def test_whatever_the_answers_are_nothing_is_lost(values, k, dice):
 @pytest.mark.parametrize(
     ("answer", "choice"),
     [
-        ("Passage A", "A"),
-        ("passage b.", "B"),
-        ("**B**", "B"),
-        ("<think>Passage A seems good</think> Passage B", "B"),
+        ("Passage A", 0),
+        ("passage b.", 1),
+        ("**B**", 1),
+        ("<think>Passage A seems good</think> Passage B", 1),
         ("<think>Passage A and then the tokens ran out", None),
         ("Passage A is better than Passage B", None),
         ("Neither.", None),
@@ -93,12 +94,12 @@ def test_whatever_the_answers_are_nothing_is_lost(values, k, dice):
     ],
 )
 def test_a_choice_is_read_only_where_it_is_plain(answer, choice):
-    assert parse_choice(answer) == choice
+    assert parse_label(answer, 2) == choice
 
 
 @given(st.text())
 def test_any_text_parses_to_a_choice_a_label_an_answer_or_none(text):
-    assert parse_choice(text) in ("A", "B", None)
+    assert parse_label(text, 2) in (0, 1, None)
     assert parse_yes_no(text) in (True, False, None)
     label = parse_label(text, 4)
     assert label is None or 0 <= label < 4

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from rerank_lab.core import Candidate, InputError, Passage, Ranking, Repairs, Reranker, Usage, check_request, in_places
-from rerank_lab.llm import Chat, Message, ask_all, prompts
+from rerank_lab.llm import Chat, Message, ask_all, prompts, spoken
 
 __all__ = ["ListwiseReranker", "first_words", "listwise_prompt", "parse_permutation", "windows"]
 
@@ -53,7 +53,7 @@ def parse_permutation(answer: str, n: int) -> tuple[list[int], Repairs]:
     >>> parse_permutation("I cannot help with that.", 2)
     ([0, 1], Repairs(duplicate=0, out_of_range=0, missing=2, refused=1))
     """
-    said = re.sub(r"<think>.*?(</think>|\Z)", " ", answer, flags=re.DOTALL)
+    said = spoken(answer)
     numbers = re.findall(r"\[\s*([0-9]+)\s*\]", said) or re.findall(r"[0-9]+", said)
     # more than nine digits name no passage, and Python refuses to read thousands of them
     named = [int(number) - 1 if len(number) < 10 else -1 for number in numbers]

@@ -11,28 +11,16 @@ https://arxiv.org/abs/2306.17563
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from rerank_lab.core import Candidate, InputError, Ranking, Repairs, Reranker, Usage, check_request, in_places
-from rerank_lab.llm import Chat, Message, ask_all, prompts
+from rerank_lab.llm import Chat, Message, ask_all, parse_label, prompts
+from rerank_lab.rerankers.heap import best_first
 
-__all__ = ["PairwiseReranker", "all_pairs", "heapsort", "pairwise_prompt", "parse_choice", "sliding"]
+__all__ = ["PairwiseReranker", "all_pairs", "heapsort", "pairwise_prompt", "sliding"]
 
 Compare = Callable[[int, int], float]  # 1 where the first passage is better, 0 where the second is, 0.5 undecided
-
-
-def parse_choice(answer: str) -> str | None:
-    """The passage that an answer names, `A` or `B`, or None where it names neither or both.
-
-    >>> parse_choice("Passage B."), parse_choice("<think>A? No.</think>b"), parse_choice("Both are good.")
-    ('B', 'B', None)
-    """
-    said = re.sub(r"<think>.*?(</think>|\Z)", " ", answer, flags=re.DOTALL)
-    named = re.findall(r"passage\s+([ab])\b", said, flags=re.IGNORECASE) or re.findall(r"^\W*([ab])\W*$", said, re.I)
-    letters = {letter.upper() for letter in named}
-    return letters.pop() if len(letters) == 1 else None
 
 
 def all_pairs(n: int, compare: Compare) -> list[int]:
@@ -60,32 +48,18 @@ def sliding(n: int, compare: Compare, k: int = 10) -> list[int]:
 
 
 def heapsort(n: int, compare: Compare, k: int = 10) -> list[int]:
-    """The best k places by a heap, in order; the others keep their order behind them.
+    """The best k places by a binary heap, in order; the others keep their order behind them.
 
     >>> heapsort(5, lambda i, j: float(i > j), k=2)
     [4, 3, 0, 1, 2]
     """
-    heap = list(range(n))
 
-    def sink(at: int) -> None:
-        while (child := 2 * at + 1) < len(heap):
-            if child + 1 < len(heap) and _better(heap[child + 1], heap[child], compare):
-                child += 1
-            if not _better(heap[child], heap[at], compare):
-                return
-            heap[at], heap[child] = heap[child], heap[at]
-            at = child
+    def best_of(family: list[int]) -> int:
+        parent, *children = family
+        best = children[0] if len(children) == 1 or _better(children[0], children[1], compare) else children[1]
+        return family.index(best if _better(best, parent, compare) else parent)
 
-    for at in range(n // 2 - 1, -1, -1):
-        sink(at)
-    best = []
-    while heap and len(best) < k:
-        best.append(heap[0])
-        last = heap.pop()
-        if heap:
-            heap[0] = last
-            sink(0)
-    return best + sorted(heap)
+    return best_first(n, best_of, k, children=2)
 
 
 def _better(i: int, j: int, compare: Compare) -> bool:
@@ -156,9 +130,9 @@ class PairwiseReranker(Reranker):
     def _ask(self, query: str, a: str, b: str, usage: Usage) -> float:
         """The share of the two orders in which a is named; an answer that names neither counts for nobody."""
         both = [pairwise_prompt(query, a, b), pairwise_prompt(query, b, a)]
-        first, second = (parse_choice(answer) for answer in ask_all(self.chat, both, usage, max_tokens=16))
+        first, second = (parse_label(answer, 2) for answer in ask_all(self.chat, both, usage, max_tokens=16))
         usage.pairs += 2
         usage.repairs += Repairs(refused=(first is None) + (second is None))
         if first is None or second is None:
             return 0.5
-        return ((first == "A") + (second == "B")) / 2
+        return ((first == 0) + (second == 1)) / 2

@@ -20,7 +20,7 @@ from rerank_lab.batching import Encoded, encode_template, pad, score_in_batches
 from rerank_lab.cache import ScoreCache, cached_scores
 from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
 from rerank_lab.core import InputError, Passage, PointwiseReranker, Repairs, Usage
-from rerank_lab.llm import Chat, ask_all, prompts
+from rerank_lab.llm import Chat, ask_all, prompts, spoken
 
 __all__ = ["Qwen3Reranker", "YesNoReranker", "parse_yes_no"]
 
@@ -31,8 +31,7 @@ def parse_yes_no(answer: str) -> bool | None:
     >>> parse_yes_no("Yes."), parse_yes_no("<think>yes?</think> no"), parse_yes_no("perhaps")
     (True, False, None)
     """
-    said = re.sub(r"<think>.*?(</think>|\Z)", " ", answer, flags=re.DOTALL)
-    words = {word.lower() for word in re.findall(r"\b(yes|no)\b", said, flags=re.IGNORECASE)}
+    words = {word.lower() for word in re.findall(r"\b(yes|no)\b", spoken(answer), flags=re.IGNORECASE)}
     return words.pop() == "yes" if len(words) == 1 else None
 
 

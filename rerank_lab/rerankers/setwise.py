@@ -9,59 +9,15 @@ https://arxiv.org/abs/2310.09497
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from string import ascii_uppercase
 from time import perf_counter
 
 from rerank_lab.core import Candidate, InputError, Ranking, Repairs, Reranker, Usage, check_request, in_places
-from rerank_lab.llm import Chat, LocalModel, Message, ask_all, prompts
+from rerank_lab.llm import Chat, LocalModel, Message, ask_all, parse_label, prompts
+from rerank_lab.rerankers.heap import best_first
 
-__all__ = ["SetwiseReranker", "best_first", "parse_label", "setwise_prompt"]
-
-
-def parse_label(answer: str, n: int) -> int | None:
-    """The index of the letter that an answer names, or None where it names no passage of the set or several.
-
-    >>> parse_label("Passage C", 4), parse_label("b.", 4), parse_label("E", 4)
-    (2, 1, None)
-    """
-    said = re.sub(r"<think>.*?(</think>|\Z)", " ", answer, flags=re.DOTALL)
-    named = re.findall(r"passage\s+([a-z])\b", said, flags=re.IGNORECASE) or re.findall(r"^\W*([a-z])\W*$", said, re.I)
-    found = {ascii_uppercase.index(letter.upper()) for letter in named}
-    return found.pop() if len(found) == 1 and max(found) < n else None
-
-
-def best_first(n: int, best_of: Callable[[list[int]], int], k: int, children: int) -> list[int]:
-    """The best k of 0 .. n - 1 by a heap with several children, in order; the others keep their order behind them.
-
-    Args:
-        best_of: gives the position of the best among the indices that it gets.
-
-    >>> best_first(7, lambda some: some.index(max(some)), k=2, children=3)
-    [6, 5, 0, 1, 2, 3, 4]
-    """
-    heap = list(range(n))
-
-    def sink(at: int) -> None:
-        while at * children + 1 < len(heap):
-            family = [at, *range(at * children + 1, min(at * children + 1 + children, len(heap)))]
-            winner = family[best_of([heap[i] for i in family])]
-            if winner == at:
-                return
-            heap[at], heap[winner] = heap[winner], heap[at]
-            at = winner
-
-    for at in range((n - 2) // children, -1, -1):
-        sink(at)
-    best = []
-    while heap and len(best) < k:
-        best.append(heap[0])
-        last = heap.pop()
-        if heap:
-            heap[0] = last
-            sink(0)
-    return best + sorted(heap)
+__all__ = ["SetwiseReranker", "setwise_prompt"]
 
 
 def setwise_prompt(query: str, texts: Sequence[str]) -> list[Message]:
