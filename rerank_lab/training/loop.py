@@ -103,14 +103,16 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, groups: list[Group]) -> dict[str, float]:
-        """Mean loss, and the share of groups whose highest score has the group's highest gain."""
+        """Mean loss, and the share of groups whose highest score, ties included, has the group's highest gain."""
         self.reading.eval()
         total, right = 0.0, 0
         for start in range(0, len(groups), 8):
             batch = groups[start : start + 8]
             loss, scores = self.loss(batch)
             total += loss.item() * len(batch)
-            right += sum(g.gains[i] == max(g.gains) for g, i in zip(batch, scores.argmax(1).tolist(), strict=True))
+            for group, row in zip(batch, scores, strict=True):
+                highest = (row == row.max()).nonzero().flatten().tolist()  # of several, each has to be right
+                right += all(group.gains[i] == max(group.gains) for i in highest)
         self.reading.train()
         return {"loss": round(total / len(groups), 4), "first_is_best": round(right / len(groups), 4)}
 
