@@ -320,7 +320,7 @@ def tiny_qwen3(tmp_path_factory):
         pad_token_id=1,
         **SMALL,
     )
-    return _save(tmp_path_factory.mktemp("models") / "tiny-qwen3", Qwen3ForCausalLM(config), tokenizer)
+    return _save(tmp_path_factory.mktemp("models") / "tiny-qwen3-reranker", Qwen3ForCausalLM(config), tokenizer)
 
 
 @pytest.fixture(scope="session")
