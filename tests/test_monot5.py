@@ -377,12 +377,11 @@ def lab_t5(backbone, tmp_path):
     torch.manual_seed(8)
     words = AutoModel.from_pretrained(backbone).get_input_embeddings().weight.detach()
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    config = T5Config(
-        vocab_size=len(words), decoder_start_token_id=tokenizer.cls_token_id, embeddings_from=backbone, **T5_SHAPE
-    )
+    borrowed = {"embeddings_from": backbone, "embeddings_scale": 2.0}
+    config = T5Config(vocab_size=len(words), decoder_start_token_id=tokenizer.cls_token_id, **borrowed, **T5_SHAPE)
     model = T5ForConditionalGeneration(config).eval()
     with torch.no_grad():
-        model.shared.weight.copy_(words)
+        model.shared.weight.copy_(2 * words)
     folder = tmp_path / "lab-t5"
     config.save_pretrained(folder)
     words_at = model.shared.weight.data_ptr()
@@ -422,7 +421,7 @@ def test_the_labs_own_t5_borrows_its_words_quietly_and_scores_as_the_model_that_
     words = AutoModel.from_pretrained(backbone).get_input_embeddings().weight
     t5 = loaded.answers.model
     for layer in (t5.shared, t5.encoder.embed_tokens, t5.decoder.embed_tokens, t5.lm_head):
-        assert torch.equal(layer.weight, words)
+        assert torch.equal(layer.weight, 2 * words)  # by embeddings_scale
     assert t5.lm_head.weight.data_ptr() == t5.shared.weight.data_ptr()
     expected = MonoT5(made_of).score(QUERY, passages_of(TEXTS))
     assert torch.tensor(expected).std() > 1e-2

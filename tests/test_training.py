@@ -308,7 +308,14 @@ def backbone(tiny_encoder, tmp_path_factory):
 READINGS = {
     "gated": {"gate_learning_rate": 1e-2},
     "colbert": {"projection_learning_rate": 1e-2, "dimensions": 16, "scale": 0.4},
-    "t5": {"encoder_layers": 2, "decoder_layers": 1, "heads": 2, "feed_forward": 32, "duo_per_group": 2},
+    "t5": {
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "heads": 2,
+        "feed_forward": 32,
+        "duo_per_group": 2,
+        "hint_weight": 0.5,
+    },
 }
 
 
@@ -447,7 +454,7 @@ def test_a_t5_of_three_steps_exports_a_checkpoint_that_scores_as_the_trained_mod
     torch.testing.assert_close(scores, expected, atol=0.02, rtol=0.01)
 
 
-def test_the_loss_of_a_t5_is_that_of_its_groups_and_that_of_pairs_with_the_targets_chances(trainer):
+def test_the_loss_of_a_t5_is_that_of_its_groups_of_pairs_with_the_targets_chances_and_of_its_hints(trainer):
     from rerank_lab.rerankers.monot5 import DUO
 
     made = trainer(1, "t5").reading.eval()
@@ -463,8 +470,37 @@ def test_the_loss_of_a_t5_is_that_of_its_groups_and_that_of_pairs_with_the_targe
     chances = torch.tensor([target[0, at[a]] / (target[0, at[a]] + target[0, at[b]]) for a, b in duels])
     with torch.no_grad():
         odds = made.answers.log_odds(encode(DUO, group.query, duels))
-    expected = listwise_kl(scores, target) + pairwise_bce(odds, chances)
+    expected = listwise_kl(scores, target) + pairwise_bce(odds, chances) + 0.5 * made.missed
+    assert made.missed > 0
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_hint_is_the_cosine_of_a_token_to_its_best_match_on_the_other_side(trainer, backbone):
+    from transformers import AutoModel, AutoTokenizer
+
+    made, group = trainer(1, "t5").reading.eval(), synthetic(1, "groups")[0]
+    tokenizer, model = AutoTokenizer.from_pretrained(backbone), AutoModel.from_pretrained(backbone).eval()
+
+    def states(text):
+        with torch.no_grad():
+            return torch.nn.functional.normalize(
+                model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, 1:-1], dim=-1
+            )
+
+    query = states(group.query)
+    for passage, hint in zip(map(states, group.passages), made.hints([group]), strict=True):
+        best = [max(float(a @ b) for b in passage) for a in query] + [max(float(a @ b) for a in query) for b in passage]
+        torch.testing.assert_close(torch.cat(hint), torch.tensor(best), atol=1e-5, rtol=0)
+
+
+def test_a_t5_starts_with_attention_that_takes_away_the_same_word_from_further_off(trainer):
+    attention = trainer(1, "t5").reading.model.encoder.block[0].layer[0].SelfAttention
+    width = attention.key_value_proj_dim
+    taken = attention.o.weight[:, :width] @ attention.v.weight[:width]  # of the first head
+    torch.testing.assert_close(taken @ taken, -taken, atol=1e-4, rtol=0)  # minus a projection
+    near = attention.relative_attention_bias.weight[[0, 7, 16, 23], 0]
+    assert near.tolist() == [-10.0] * 4
+    assert attention.relative_attention_bias.weight[12, 0].abs() < 1
 
 
 @pytest.mark.parametrize("reading", READINGS)

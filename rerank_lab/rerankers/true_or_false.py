@@ -70,10 +70,15 @@ class TrueOrFalse:
 
     def log_odds(self, rows: Sequence[Encoded]) -> Tensor:
         """log P(true) - log P(false) of a batch of prompts, shape (B,)."""
+        return self.read(rows)[0]
+
+    def read(self, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+        """The log-odds of a batch of prompts, shape (B,), and the encoder's states, shape (B, L, d)."""
         ids, mask = pad([r.ids for r in rows], self.tokenizer.pad_token_id, self.model.device)
         start = torch.full((len(rows), 1), self.model.config.decoder_start_token_id, device=self.model.device)
-        logits = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=start).logits[:, 0]  # (B, V)
-        return logits[:, self.true].float() - logits[:, self.false].float()
+        out = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=start)
+        logits = out.logits[:, 0]  # (B, V)
+        return logits[:, self.true].float() - logits[:, self.false].float(), out.encoder_last_hidden_state
 
 
 def _load_t5(checkpoint: Checkpoint, dtype: str, device: str):
@@ -90,7 +95,7 @@ def _load_t5(checkpoint: Checkpoint, dtype: str, device: str):
         return load_model("AutoModelForSeq2SeqLM", checkpoint, dtype=dtype, device=device), load_tokenizer(checkpoint)
     backbone = resolve(base)
     words = load_model("AutoModel", backbone, dtype=dtype, device=device).get_input_embeddings().weight.detach()
-    return _with_words(checkpoint, config, words), load_tokenizer(backbone)
+    return _with_words(checkpoint, config, words * config.embeddings_scale), load_tokenizer(backbone)
 
 
 def _with_words(checkpoint: Checkpoint, config, words: Tensor):

@@ -2,79 +2,24 @@
 
 from __future__ import annotations
 
-import random
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rerank_lab.batching import Encoded, encode_texts, pad, token_budget_batches
-from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
+from rerank_lab.batching import Encoded, encode_texts, pad
+from rerank_lab.checkpoints import load_model, resolve
 from rerank_lab.core import DataError
-from rerank_lab.rerankers import colbert, monot5
+from rerank_lab.rerankers import colbert
 from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
 from rerank_lab.training.data import Group
-from rerank_lab.training.losses import listwise_kl, pairwise_bce
+from rerank_lab.training.reading import Reading, save_half
+from rerank_lab.training.t5_reading import T5Reading
 
-__all__ = ["ColBERTReading", "GatedReading", "Reading", "T5Reading", "make_reading"]
-
-BATCH_TOKENS = 2048
-
-
-class Reading(nn.Module, ABC):
-    """A model in training. Its trained parameters are those that ask for gradients.
-
-    Args:
-        config: the parsed toml file.
-        device: cpu, cuda ...
-
-    Attributes:
-        tokenizer: the backbone's.
-        random: where a loss draws from; its state is kept with the weights, so that a resumed run draws what an
-            unbroken one would.
-    """
-
-    def __init__(self, config: dict, device: str):
-        super().__init__()
-        self.config, self.device = config, device
-        self.tokenizer = load_tokenizer(resolve(config["base"]))
-        self.random = random.Random(config["seed"])
-
-    @abstractmethod
-    def parameter_groups(self) -> list[dict]:
-        """For the optimizer: what is trained, and how fast."""
-
-    @abstractmethod
-    def scores(self, groups: list[Group]) -> Tensor:
-        """Scores of a batch of groups, shape (groups, G)."""
-
-    @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the checkpoint that `from_pretrained` of this family reads."""
-
-    def loss(self, groups: list[Group], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and scores of a batch; `target` holds a distribution over each group, shape (groups, G)."""
-        scores = self.scores(groups)
-        return listwise_kl(scores, target), scores
-
-    def start(self, groups: list[Group]) -> None:
-        """Prepare a new run with a few groups of its data."""
-
-    def notes(self) -> dict[str, float]:
-        """What the log says of the model beside its losses."""
-        return {}
-
-    def in_batches(self, rows: list[Encoded], forward: Callable[[list[Encoded]], Tensor]) -> Tensor:
-        """Rows by length through the model; the results in the rows' order, along the first axis."""
-        batches = token_budget_batches([len(r) for r in rows], BATCH_TOKENS)
-        parts = [forward([rows[i] for i in batch]) for batch in batches]
-        back = torch.tensor([i for batch in batches for i in batch], device=self.device).argsort()
-        return torch.cat(parts)[back]
+__all__ = ["ColBERTReading", "GatedReading", "make_reading"]
 
 
 def _backbone_with_lora(config: dict, device: str):
@@ -99,11 +44,7 @@ def _backbone_with_lora(config: dict, device: str):
 def _export_lora(adapter, base: str, folder: Path) -> None:
     adapter.peft_config["default"].base_model_name_or_path = base
     adapter.save_pretrained(folder)
-    _save_half(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
-
-
-def _save_half(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in tensors.items()}, path)
+    save_half(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
 
 
 class GatedReading(Reading):
@@ -139,7 +80,7 @@ class GatedReading(Reading):
 
     def export(self, folder: Path) -> None:
         _export_lora(self._adapter[0], self.config["base"], folder)
-        _save_half(self.model.head_state(), folder / "head.safetensors")
+        save_half(self.model.head_state(), folder / "head.safetensors")
 
 
 class ColBERTReading(Reading):
@@ -199,72 +140,7 @@ class ColBERTReading(Reading):
 
     def export(self, folder: Path) -> None:
         _export_lora(self._adapter[0], self.config["base"], folder)
-        _save_half({"linear.weight": self.projection.weight}, folder / "projection.safetensors")
-
-
-class T5Reading(Reading):
-    """A small T5 for mono and duo prompts, with the word vectors of the backbone, which stay as they are."""
-
-    def __init__(self, config: dict, device: str):
-        super().__init__(config, device)
-        from transformers import T5Config, T5ForConditionalGeneration
-
-        backbone = load_model("AutoModel", resolve(config["base"]), dtype="float32", device="cpu")
-        words = backbone.get_input_embeddings().weight  # (V, d)
-        shape = T5Config(
-            vocab_size=words.shape[0],
-            d_model=words.shape[1],
-            d_kv=words.shape[1] // config["heads"],
-            num_heads=config["heads"],
-            d_ff=config["feed_forward"],
-            num_layers=config["encoder_layers"],
-            num_decoder_layers=config["decoder_layers"],
-            dropout_rate=0.0,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.sep_token_id,
-            decoder_start_token_id=self.tokenizer.cls_token_id,
-            embeddings_from=config["base"],
-        )
-        self.model = T5ForConditionalGeneration(shape).to(device)
-        with torch.no_grad():
-            self.model.shared.weight.copy_(words)
-            for block in self.model.encoder.block:  # attend to like words from the first step on
-                attention = block.layer[0].SelfAttention
-                attention.k.weight.copy_(attention.q.weight * shape.d_kv**0.5)
-        self.model.shared.requires_grad_(False)
-        self.answers = monot5.TrueOrFalse(self.model, self.tokenizer, max_length=config["max_length"])
-
-    def parameter_groups(self) -> list[dict]:
-        return [{"params": [p for p in self.model.parameters() if p.requires_grad], "lr": self.config["learning_rate"]}]
-
-    def scores(self, groups: list[Group]) -> Tensor:
-        rows = [r for g in groups for r in self.answers.encode(monot5.MONO, g.query, [(p,) for p in g.passages])]
-        return self.in_batches(rows, self.answers.log_odds).view(len(groups), -1)
-
-    def loss(self, groups: list[Group], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mono prompts by the distribution over the group, some duo prompts by the chance that it gives each pair."""
-        mono, scores = super().loss(groups, target)
-        rows, chances = [], []
-        for group, t in zip(groups, target.tolist(), strict=True):
-            for _ in range(self.config["duo_per_group"]):
-                i, j = self.random.sample(range(len(t)), 2)
-                i = self.random.choice([i, max(range(len(t)), key=t.__getitem__)])
-                if i != j:
-                    rows += self.answers.encode(monot5.DUO, group.query, [(group.passages[i], group.passages[j])])
-                    chances.append(t[i] / (t[i] + t[j]))
-        if not rows:
-            return mono, scores
-        duo = pairwise_bce(self.in_batches(rows, self.answers.log_odds), torch.tensor(chances, device=self.device))
-        return mono + duo, scores
-
-    def export(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.config.save_pretrained(folder)
-        state = self.model.state_dict()
-        _save_half(
-            {k: v for k, v in state.items() if v.data_ptr() != self.model.shared.weight.data_ptr()},
-            folder / "model.safetensors",
-        )
+        save_half({"linear.weight": self.projection.weight}, folder / "projection.safetensors")
 
 
 READINGS = {"gated": GatedReading, "colbert": ColBERTReading, "t5": T5Reading}
