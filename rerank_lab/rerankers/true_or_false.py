@@ -70,9 +70,9 @@ class TrueOrFalse:
 
     def log_odds(self, rows: Sequence[Encoded]) -> Tensor:
         """log P(true) - log P(false) of a batch of prompts, shape (B,)."""
-        return self.read(rows)[0]
+        return self.forward(rows)[0]
 
-    def read(self, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """The log-odds of a batch of prompts, shape (B,), and the encoder's states, shape (B, L, d)."""
         ids, mask = pad([r.ids for r in rows], self.tokenizer.pad_token_id, self.model.device)
         start = torch.full((len(rows), 1), self.model.config.decoder_start_token_id, device=self.model.device)

@@ -147,10 +147,10 @@ class Trainer:
         """Go on from the last checkpoint of this run; a new run begins with the end of `start`, if it names one."""
         path = self.run / "state.pt"
         if not path.exists():
-            self.reading.start(training[:64])
             if "start" in self.config:
                 before = torch.load(self._before(), map_location=self.device, weights_only=True)
                 self.reading.load_state_dict(before["trained"], strict=False)
+            self.reading.start(training[:64])
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.reading.load_state_dict(state["trained"], strict=False)

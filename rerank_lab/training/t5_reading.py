@@ -23,6 +23,8 @@ from rerank_lab.training.reading import BATCH_TOKENS, Reading, save_half
 __all__ = ["T5Reading"]
 
 MEAN, SPREAD = 0.4, 0.2  # of a token's best cosine, to bring the hints to the scale of 1
+LOOK = 6.0  # how sharply the decoder's first head looks at the query's tokens at the start
+SPOKEN = 1.0  # the standard deviation of the log-odds that it brings about
 
 
 class T5Reading(Reading):
@@ -62,6 +64,39 @@ class T5Reading(Reading):
         self._backbone = [backbone.requires_grad_(False)]  # in a list: its weights are no part of the model
         self.missed = 0.0
 
+    @torch.no_grad()
+    def start(self, groups: list[Group]) -> None:
+        """Point one head of the decoder at the query's tokens, and at how well they are matched, as far as ridge
+        regressions can read both off the encoder's states; otherwise the decoder takes long to find them."""
+        rows = self.prompts(groups)
+        states, sides, hints = [], [], []
+        for row, (query, _) in zip(rows, self.hints(groups), strict=True):
+            made = self.answers.forward([row])[1][0]  # (L, d)
+            start, kept = row.segments.index(1), sum(row.segments)
+            end = start - self.between
+            states += [made[end - len(query) : end], made[start : start + kept]]
+            sides += [torch.ones(len(query)), -torch.ones(kept)]
+            hints.append((query - MEAN) / SPREAD)
+        states, sides = torch.cat(states).float(), torch.cat(sides).to(self.device)
+        asked = _ridge(states, sides)
+        matched = _ridge(states[sides > 0], torch.cat(hints))
+        layer = self.model.decoder.block[0].layer[1]
+        seen: list[Tensor] = []
+        hook = layer.layer_norm.register_forward_hook(lambda module, inputs, output: seen.append(output[0, 0]))
+        self.answers.forward(rows[:1])
+        hook.remove()
+        attention, width = layer.EncDecAttention, self.model.config.d_kv
+        for weight in (attention.q.weight, attention.k.weight, attention.v.weight):
+            weight[:width] = 0
+        attention.o.weight[:, :width] = 0
+        attention.q.weight[0] = seen[0] / seen[0].square().sum()  # 1 for the start token, the only one that asks
+        attention.k.weight[0] = LOOK * asked
+        attention.v.weight[0] = matched
+        words = self.model.shared.weight
+        attention.o.weight[:, 0] = F.normalize(words[self.answers.true] - words[self.answers.false], dim=0)
+        for _ in range(3):  # the last norm shrinks what grows, so the scale is found step by step
+            attention.o.weight[:, 0] *= SPOKEN / self.in_batches(rows, self.answers.log_odds).std()
+
     def parameter_groups(self) -> list[dict]:
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": self.config["learning_rate"]}]
 
@@ -78,7 +113,7 @@ class T5Reading(Reading):
         hints = dict(zip(map(id, prompts), self.hints(groups), strict=True))
 
         def forward(batch: list[Encoded]) -> Tensor:
-            log_odds, states = self.answers.read(batch)
+            log_odds, states = self.answers.forward(batch)
             return torch.stack([log_odds, self._misses(batch, states, [hints[id(row)] for row in batch])], dim=1)
 
         scores, misses = self.in_batches(prompts, forward).unbind(1)
@@ -143,6 +178,12 @@ class T5Reading(Reading):
         shared = self.model.shared.weight.data_ptr()
         kept = {name: weight for name, weight in self.model.state_dict().items() if weight.data_ptr() != shared}
         save_half(kept, folder / "model.safetensors")
+
+
+def _ridge(states: Tensor, targets: Tensor, penalty: float = 10.0) -> Tensor:
+    """The direction (d,) along which states (T, d) tell targets (T,); the states' own mean stands for the constant."""
+    square = states.T @ states + penalty * torch.eye(states.shape[1], device=states.device)
+    return torch.linalg.solve(square, states.T @ targets)
 
 
 @torch.no_grad()
