@@ -48,11 +48,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.bodies.append(body)
             server.keys.append(self.headers.get("Authorization"))
             fault = server.faults.pop(0) if server.faults else None
-        try:
-            self._answer(body, fault)
-        finally:
-            with server.lock:
-                server.under_way -= 1
+        if fault == "late":
+            time.sleep(0.05)
+        with server.lock:
+            server.under_way -= 1  # before the answer goes out, or the client's next question may come first
+        self._answer(body, fault)
 
     def _answer(self, body, fault):
         assert self.path == "/v1/chat/completions"
@@ -68,8 +68,6 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, answer = fault
         elif fault == "slow":
             self.server.stop.wait(5)
-        elif fault == "late":
-            time.sleep(0.05)
         raw = b"<html>not JSON" if fault == "malformed" else json.dumps(answer).encode()
         try:
             self.send_response(status)

@@ -82,7 +82,9 @@ class T5Reading(Reading):
         matched = _ridge(states[sides > 0], torch.cat(hints))
         layer = self.model.decoder.block[0].layer[1]
         seen: list[Tensor] = []
-        hook = layer.layer_norm.register_forward_hook(lambda module, inputs, output: seen.append(output[0, 0]))
+        hook = layer.layer_norm.register_forward_hook(
+            lambda module, inputs, output: seen.extend((output[0, 0], inputs[0]))
+        )
         self.answers.forward(rows[:1])
         hook.remove()
         attention, width = layer.EncDecAttention, self.model.config.d_kv
@@ -94,8 +96,11 @@ class T5Reading(Reading):
         attention.v.weight[0] = matched
         words = self.model.shared.weight
         attention.o.weight[:, 0] = F.normalize(words[self.answers.true] - words[self.answers.false], dim=0)
+        longest = seen[1].norm().item()  # or nothing else would be heard
         for _ in range(3):  # the last norm shrinks what grows, so the scale is found step by step
-            attention.o.weight[:, 0] *= SPOKEN / self.in_batches(rows, self.answers.log_odds).std()
+            spoken = self.in_batches(rows, self.answers.log_odds).std().item()
+            length = attention.o.weight[:, 0].norm().item()
+            attention.o.weight[:, 0] *= min(longest, length * SPOKEN / max(spoken, 1e-6)) / length
 
     def parameter_groups(self) -> list[dict]:
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": self.config["learning_rate"]}]
