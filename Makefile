@@ -47,7 +47,7 @@ bench: .venv/.installed ## run the slower checks in bench/
 	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest bench
 
 train: .venv/.installed ## train the bundled models, one after the other
-	@for model in cross_encoder cross_encoder_end colbert t5 t5_end; do \
+	@for model in bi_encoder colbert cross_encoder t5; do \
 		TOKENIZERS_PARALLELISM=false .venv/bin/python -m rerank_lab.training.loop rerank_lab/training/$$model.toml || exit 1; \
 	done
 

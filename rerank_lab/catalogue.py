@@ -70,6 +70,8 @@ def _family(name: str) -> str:
         dense = "Dense" in (path / "modules.json").read_text(encoding="utf-8")
         return "late-interaction" if dense else "bi-encoder"
     config = path / "config.json"
+    if (path / "adapter_config.json").is_file() and not config.is_file():
+        return "cross-encoder" if (path / "head.safetensors").is_file() else "bi-encoder"
     built_as = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""] if config.is_file() else [""]
     if built_as[0].endswith("ForConditionalGeneration"):
         return "sequence-to-sequence"

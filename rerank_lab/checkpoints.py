@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Checkpoint", "known_models", "load", "load_model", "load_tokenizer", "merge_lora", "resolve"]
+__all__ = ["Checkpoint", "adapted", "known_models", "load", "load_model", "load_tokenizer", "merge_lora", "resolve"]
 
 WEIGHTS = Path(str(files("rerank_lab"))) / "weights"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]  # what is ever fetched from the hub
@@ -221,13 +222,27 @@ def load_model(auto_class: str, checkpoint: Checkpoint, *, dtype: str = "auto", 
     return model.eval().to(device)
 
 
+def adapted(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The backbone that an adapter in peft's format is for; None for a checkpoint that is no adapter.
+
+    Raises:
+        CheckpointError: a damaged adapter_config.json, or a backbone that is nowhere found.
+    """
+    path = checkpoint.path / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); fetch it again") from error
+    return resolve(base)
+
+
 def merge_lora(model, folder: Path) -> None:
     """Add a LoRA adapter in peft's format to the model's weights, in place: W += (alpha / r) B A.
 
     Hu et al., LoRA, ICLR 2022, section 4.1. https://arxiv.org/abs/2106.09685
     """
-    import json
-
     import torch
     from safetensors.torch import load_file
 

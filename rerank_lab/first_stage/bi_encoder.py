@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rerank_lab.batching import encode_texts, length_limit, pad, progress_bar, token_budget_batches
 from rerank_lab.cache import ScoreCache, cached_scores
-from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
+from rerank_lab.checkpoints import adapted, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import Candidate, Passage, PointwiseReranker, Usage, candidates_from
 
 __all__ = ["BiEncoder", "DenseIndex", "mean_pool"]
@@ -75,10 +75,13 @@ class BiEncoder(PointwiseReranker):
         device: str = "auto",
         cache: ScoreCache | None = None,
     ) -> BiEncoder:
-        """Load by short name, hub id or folder; `dtype` and `device` as in `checkpoints.load_model`."""
+        """Load by short name, hub id or folder, also of a LoRA adapter; `dtype` and `device` as in `load_model`."""
         checkpoint = resolve(name)
-        model = load_model("AutoModel", checkpoint, dtype=dtype, device=device)
-        tokenizer = load_tokenizer(checkpoint)
+        backbone = adapted(checkpoint)
+        model = load_model("AutoModel", backbone or checkpoint, dtype=dtype, device=device)
+        if backbone is not None:
+            merge_lora(model, checkpoint.path)
+        tokenizer = load_tokenizer(backbone or checkpoint)
         return cls(
             model,
             tokenizer,

@@ -26,7 +26,7 @@ from pathlib import Path
 from torch import nn
 
 from rerank_lab.batching import Encoded, encode_texts
-from rerank_lab.checkpoints import Checkpoint, load_model, load_tokenizer, merge_lora, resolve
+from rerank_lab.checkpoints import Checkpoint, adapted, load_model, load_tokenizer, merge_lora
 from rerank_lab.core import CheckpointError, InputError
 
 __all__ = ["Format", "lab_format", "passage_rows", "positions", "query_row", "read"]
@@ -117,7 +117,7 @@ def read(checkpoint: Checkpoint, dtype: str, device: str):
 
 
 def _lab(checkpoint: Checkpoint, dtype: str, device: str):
-    backbone = resolve(_json(checkpoint.path / "adapter_config.json")["base_model_name_or_path"])
+    backbone = adapted(checkpoint)
     tokenizer = load_tokenizer(backbone)
     model = load_model("AutoModel", backbone, dtype=dtype, device=device, add_pooling_layer=False)
     merge_lora(model, checkpoint.path)

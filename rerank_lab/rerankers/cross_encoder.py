@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rerank_lab.batching import Encoded, encode_pairs, encode_texts, length_limit, pad, score_in_batches
 from rerank_lab.cache import ScoreCache, cached_scores
-from rerank_lab.checkpoints import Checkpoint, load, load_model, load_tokenizer, merge_lora, resolve
+from rerank_lab.checkpoints import Checkpoint, adapted, load, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import CheckpointError, InputError, Passage, PointwiseReranker, Usage
 from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
 
@@ -70,7 +70,7 @@ class CrossEncoder(PointwiseReranker):
             CheckpointError: not found, or not a sequence classifier with one logit.
         """
         checkpoint = resolve(name)
-        build = _gated if (checkpoint.path / "adapter_config.json").is_file() else _classifier
+        build = _gated if adapted(checkpoint) else _classifier
         encode, forward, limit = build(checkpoint, max_length, dtype, device)
         key = f"{checkpoint.name}@{checkpoint.revision}|{build.__name__}|{dtype} on {device}|{limit}"
         return cls(encode, forward, name=checkpoint.path.name if build is _gated else name, cache=cache, model_key=key)
@@ -106,10 +106,7 @@ def _classifier(checkpoint: Checkpoint, max_length: int | None, dtype: str, devi
 
 def _gated(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: str):
     """The reading of the lab's adapters: LoRA merged into the backbone, both sides under one gated attention."""
-    import json
-
-    base = json.loads((checkpoint.path / "adapter_config.json").read_text())["base_model_name_or_path"]
-    backbone = resolve(base)
+    backbone = adapted(checkpoint)
     tokenizer = load_tokenizer(backbone)
     bert = load_model("AutoModel", backbone, dtype=dtype, device=device, add_pooling_layer=False)
     merge_lora(bert, checkpoint.path)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from rerank_lab.batching import Encoded, encode_template, pad
-from rerank_lab.checkpoints import Checkpoint, load, load_model, load_tokenizer, resolve
+from rerank_lab.checkpoints import Checkpoint, adapted, load, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import CheckpointError, InputError
+from rerank_lab.rerankers.borrowed_t5 import assemble, of_its_own
 
 __all__ = ["TrueOrFalse"]
 
@@ -82,7 +83,7 @@ class TrueOrFalse:
 
 
 def _load_t5(checkpoint: Checkpoint, dtype: str, device: str):
-    """Model and tokenizer; the lab's own T5 borrows its word vectors and vocabulary from the backbone.
+    """Model and tokenizer; the lab's own T5 borrows its encoder, word vectors and vocabulary from the backbone.
 
     Raises:
         CheckpointError: not a T5, or its weights are damaged or do not fit the backbone's.
@@ -90,32 +91,32 @@ def _load_t5(checkpoint: Checkpoint, dtype: str, device: str):
     config = load("AutoConfig", checkpoint) if (checkpoint.path / "config.json").is_file() else None
     if getattr(config, "model_type", None) not in {"t5", "mt5"}:
         raise CheckpointError(f"{checkpoint.name} is not a T5: MonoT5 and DuoT5 need a model of the type t5 or mt5")
-    base = getattr(config, "embeddings_from", None)
-    if base is None:
+    backbone = adapted(checkpoint)
+    if backbone is None:
         return load_model("AutoModelForSeq2SeqLM", checkpoint, dtype=dtype, device=device), load_tokenizer(checkpoint)
-    backbone = resolve(base)
-    words = load_model("AutoModel", backbone, dtype=dtype, device=device).get_input_embeddings().weight.detach()
-    return _with_words(checkpoint, config, words * config.embeddings_scale), load_tokenizer(backbone)
+    bert = load_model("AutoModel", backbone, dtype=dtype, device=device, add_pooling_layer=False)
+    tokenizer = load_tokenizer(backbone)
+    return _with_backbone(checkpoint, config, bert, tokenizer), tokenizer
 
 
-def _with_words(checkpoint: Checkpoint, config, words: Tensor):
-    """The lab's T5 with word vectors (V, d) of another model, which its language-model head shares."""
+def _with_backbone(checkpoint: Checkpoint, config, bert, tokenizer):
+    """The lab's T5: the stored layers on the backbone, to whose weights the stored adapter is added."""
     from safetensors.torch import load_file
-    from transformers import T5ForConditionalGeneration
 
     try:
-        weights = {**load_file(checkpoint.path / "model.safetensors"), "shared.weight": words}
-        model, found = T5ForConditionalGeneration.from_pretrained(
-            None, config=config, state_dict=weights, dtype=words.dtype, output_loading_info=True
-        )
-    except Exception as error:  # safetensors and transformers each raise their own
+        stored = load_file(checkpoint.path / "model.safetensors")
+        merge_lora(bert, checkpoint.path)
+        model = assemble(config, bert, tokenizer)
+        model.load_state_dict(stored, strict=False)
+    except Exception as error:  # safetensors, json and torch each raise their own
         raise CheckpointError(
-            f"{checkpoint.name}: {checkpoint.path / 'model.safetensors'} is damaged, missing or does not fit the word "
-            f"vectors of {config.embeddings_from}; fetch it again"
+            f"{checkpoint.name}: a file in {checkpoint.path} is damaged, missing or does not fit its backbone; "
+            "fetch it again"
         ) from error
-    if found["missing_keys"]:
-        raise CheckpointError(f"{checkpoint.name} lacks the weights {sorted(found['missing_keys'])}; fetch it again")
-    return model.eval().to(words.device)
+    missing = of_its_own(model).keys() - stored.keys()
+    if missing:
+        raise CheckpointError(f"{checkpoint.name} lacks the weights {sorted(missing)}; fetch it again")
+    return model.eval()
 
 
 def _word_id(tokenizer, word: str) -> int:

@@ -1,8 +1,8 @@
-"""Training groups: a query, eight passages, a gain for each. Five sources of text, and queries written for them.
+"""Training groups: a query, eight passages, a gain for each, and what the untrained backbone thinks of them.
 
-Negatives are hard on purpose: other crops of the same article, other answers about the same disease, graded
-near misses. What contains the answer's own words, or is nearly the positive itself, is left out (a false
-negative teaches the opposite).
+Negatives are hard on purpose: what BM25 and the bi-encoder rank high among the other crops of the same article, the
+other answers about the same disease, graded near misses. What contains the answer's own words, or is nearly the
+positive itself, is left out (a false negative teaches the opposite).
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import gzip
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from rerank_lab.core import DataError
+from rerank_lab.core import DataError, Passage
 from rerank_lab.first_stage.bi_encoder import BiEncoder
+from rerank_lab.first_stage.bm25 import BM25
+from rerank_lab.training.teacher import Teacher
 
 __all__ = ["Group", "GroupMaker"]
 
@@ -27,13 +29,13 @@ NEAR_COPY = 0.95  # cosine above which a negative may be the positive in other w
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A query with its passages; `gains` are in 0..1, `cosines` are the bi-encoder's."""
+    """A query with its passages; `gains` are in 0..1, `teacher` holds the backbone's scores in -1..1."""
 
     source: str
     query: str
     passages: list[str]
     gains: list[float]
-    cosines: list[float]
+    teacher: list[float]
 
 
 def crop(text: str, start: int, end: int) -> str:
@@ -55,17 +57,30 @@ def tiles(text: str, words: int = 60) -> list[tuple[int, int]]:
     return [(s, min(n, s + words)) for s in range(0, max(1, n - words // 3), words)]
 
 
+def interleave(*orders: Sequence[int]) -> list[int]:
+    """Several rankings as one: first all firsts, then all seconds; each index once.
+
+    >>> interleave([3, 1, 2], [1, 5, 3])
+    [3, 1, 5, 2]
+    """
+    longest = max(map(len, orders))
+    return list(dict.fromkeys(order[i] for i in range(longest) for order in orders if i < len(order)))
+
+
 class GroupMaker:
     """Makes groups from a folder of training text.
 
     Args:
-        folder: holds squad-dev, selqa, wikiqa-train, medquad and trec-dl-2021 as `.jsonl.gz`.
-        encoder: the bi-encoder that mines negatives and gives the teacher's cosines.
+        folder: holds squad-dev, selqa, medquad, wikiqa-train and trec-dl-2021 as `.jsonl.gz`, those that are asked for.
+        encoder: the bi-encoder that mines negatives and teaches.
         seed: of every random choice.
+        negatives: which rankings negatives come from: bm25, bi-encoder, both, or random.
     """
 
-    def __init__(self, folder: Path, encoder: BiEncoder, seed: int):
-        self.folder, self.encoder, self.random = folder, encoder, random.Random(seed)
+    def __init__(self, folder: Path, encoder: BiEncoder, seed: int, negatives: str = "both"):
+        if negatives not in {"bm25", "bi-encoder", "both", "random"}:
+            raise DataError(f"negatives is {negatives!r}: give bm25, bi-encoder, both or random")
+        self.folder, self.encoder, self.random, self.negatives = folder, encoder, random.Random(seed), negatives
 
     def make(self, counts: dict[str, int]) -> Iterator[Group]:
         """Groups of each source, at most `counts[source]` of them; sources without a count are skipped."""
@@ -74,17 +89,23 @@ class GroupMaker:
             "selqa": lambda: self._sentences("selqa"),
             "wikiqa": lambda: self._sentences("wikiqa-train"),
             "medquad": self._medquad,
+            "keywords": self._keywords,
             "dl21": self._dl21,
-            "written": self._written,
-            "near_misses": lambda: self._near_misses("near_misses"),
-            "near_misses_more": lambda: self._near_misses("near_misses_more"),
+            "written": lambda: self._written(over_dl21=False),
+            "written_dl21": lambda: self._written(over_dl21=True),
+            "near_misses": self._near_misses,
         }
+        teacher = Teacher(self.encoder)
         for source, count in counts.items():
             if source not in makers:
                 raise DataError(f"unknown training source {source!r}: known are {', '.join(makers)}")
             drafts = list(makers[source]())
             self.random.shuffle(drafts)
-            yield from self._with_cosines(source, drafts[:count])
+            queries, passages, gains = zip(*drafts[:count], strict=True) if drafts and count else ((), (), ())
+            for query, found, gain, scores in zip(
+                queries, passages, gains, teacher.scores(queries, passages), strict=True
+            ):
+                yield Group(source, query, found, gain, [round(s, 4) for s in scores])
 
     def _read(self, name: str) -> list[dict]:
         path = self.folder / f"{name}.jsonl.gz"
@@ -93,30 +114,38 @@ class GroupMaker:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
-    def _with_cosines(self, source: str, drafts: list[tuple[str, list[str], list[float]]]) -> Iterator[Group]:
-        texts = list(dict.fromkeys(t for query, passages, _ in drafts for t in (query, *passages)))
-        place = {t: i for i, t in enumerate(texts)}
-        vectors = self.encoder.encode(texts, progress=True)
-        for query, passages, gains in drafts:
-            cosines = vectors[[place[p] for p in passages]] @ vectors[place[query]]
-            yield Group(source, query, passages, gains, [round(c, 4) for c in cosines.tolist()])
-
-    def _pick(self, ranked: list[int], hard: int = 4) -> list[int]:
+    def _pick(self, ranked: Sequence[int], hard: int = 4) -> list[int]:
         """Four of the ten hardest and the rest from the next thirty."""
+        if self.negatives == "random":
+            return self.random.sample(ranked, min(SIZE - 1, len(ranked)))
         rest = ranked[10:40]
         picked = self.random.sample(ranked[:10], min(hard, len(ranked[:10])))
         return picked + self.random.sample(rest, min(SIZE - 1 - len(picked), len(rest)))
 
+    def _ranked(self, queries: Sequence[str], texts: Sequence[str], depth: int = 100) -> Iterator[list[int]]:
+        """For each query the places of texts, hardest first, as the wanted rankings have them."""
+        if self.negatives == "random":
+            yield from (list(range(len(texts))) for _ in queries)
+            return
+        orders: list[Iterator[list[int]]] = []
+        if self.negatives in {"bm25", "both"}:
+            bm25 = BM25([Passage(str(i), text) for i, text in enumerate(texts)])
+            orders.append([int(c.pid) for c in bm25.search(query, depth)] for query in queries)
+        if self.negatives in {"bi-encoder", "both"}:
+            similar = self.encoder.encode(queries) @ self.encoder.encode(texts, progress=True).T
+            orders.append(row.argsort(descending=True)[:depth].tolist() for row in similar)
+        for found in zip(*orders, strict=True):
+            yield interleave(*found)
+
     def _squad(self):
+        """Questions against crops of the same article that do not hold the answer's words."""
         articles = defaultdict(list)
         for row in self._read("squad-dev"):
             articles[row["article"]].append(row)
         for rows in articles.values():
             crops = [crop(r["context"], s, e) for r in rows for s, e in tiles(r["context"])]
-            questions = [(q, r["context"]) for r in rows for q in r["questions"]]
-            vectors = self.encoder.encode(crops)
-            asked = self.encoder.encode([q["query"] for q, _ in questions])
-            order = (asked @ vectors.T).argsort(dim=1, descending=True).tolist()
+            questions = [(q, r["context"]) for r in rows for q in self.random.sample(r["questions"], 1)]
+            order = self._ranked([q["query"] for q, _ in questions], crops)
             for (question, context), ranked in zip(questions, order, strict=True):
                 answers = [a.lower() for a in question["answers"]]
                 clean = [i for i in ranked if not any(a in crops[i].lower() for a in answers)]
@@ -124,11 +153,8 @@ class GroupMaker:
                 width = self.random.randint(45, 75)
                 start = max(0, min(before - self.random.randint(0, width - 12), len(context.split()) - width))
                 negatives = [crops[i] for i in self._pick(clean)]
-                if (
-                    len(negatives) == SIZE - 1
-                    and question["answer"].lower() in crop(context, start, start + width).lower()
-                ):
-                    positive = crop(context, start, start + width)
+                positive = crop(context, start, start + width)
+                if len(negatives) == SIZE - 1 and question["answer"].lower() in positive.lower():
                     yield question["query"], [positive, *negatives], [1.0] + [0.0] * (SIZE - 1)
 
     def _sentences(self, name: str):
@@ -140,24 +166,43 @@ class GroupMaker:
                 positive = self.random.choice(row["pos"])
                 yield row["query"], [positive, *pairs[: SIZE - 1]], [1.0] + [0.0] * (SIZE - 1)
 
-    def _medquad(self):
+    def _openings(self, count: int) -> tuple[list[dict], list[str]]:
+        """Some of MedQuAD's rows, and the first 45 to 80 words of their answers."""
         rows = self._read("medquad")
         self.random.shuffle(rows)
-        rows = rows[:6000]
-        openings = [crop(r["pos"], 0, self.random.randint(45, 80)) for r in rows]
-        vectors = self.encoder.encode(openings, progress=True)
-        asked = self.encoder.encode([r["query"] for r in rows], progress=True)
-        for i, row in enumerate(rows):
-            ranked = (vectors @ asked[i]).argsort(descending=True)[:60].tolist()
+        return rows[:count], [crop(r["pos"], 0, self.random.randint(45, 80)) for r in rows[:count]]
+
+    def _medquad(self):
+        """Questions against the openings of other answers."""
+        rows, openings = self._openings(4000)
+        asked = range(min(1500, len(rows)))
+        vectors = self.encoder.encode(openings)
+        for i, ranked in zip(asked, self._ranked([rows[i]["query"] for i in asked], openings), strict=True):
             same = (vectors[ranked] @ vectors[i] > NEAR_COPY).tolist()
             clean = [
                 j
                 for j, copy in zip(ranked, same, strict=True)
-                if not copy and rows[j]["query"].lower() != row["query"].lower()
+                if not copy and rows[j]["query"].lower() != rows[i]["query"].lower()
             ]
             negatives = [openings[j] for j in self._pick(clean)]
             if len(negatives) == SIZE - 1:
-                yield row["query"], [openings[i], *negatives], [1.0] + [0.0] * (SIZE - 1)
+                yield rows[i]["query"], [openings[i], *negatives], [1.0] + [0.0] * (SIZE - 1)
+
+    def _keywords(self):
+        """Queries of a few words, as people type them: what a MedQuAD question is about, and all answers about it."""
+        rows, openings = self._openings(4000)
+        about = [_subject(r["query"]) for r in rows]
+        of_subject = defaultdict(list)
+        for i, subject in enumerate(about):
+            if subject:
+                of_subject[subject].append(i)
+        subjects = [s for s, places in of_subject.items() if len(places) > 1]
+        for subject, ranked in zip(subjects, self._ranked(subjects, openings), strict=True):
+            good = self.random.sample(of_subject[subject], min(3, len(of_subject[subject])))
+            clean = [j for j in ranked if subject not in openings[j].lower() and subject not in (about[j] or "")]
+            negatives = self._pick(clean)[: SIZE - len(good)]
+            if len(good) + len(negatives) == SIZE:
+                yield subject, [openings[i] for i in good + negatives], [1.0] * len(good) + [0.0] * len(negatives)
 
     def _dl21(self):
         """Graded candidates, twenty groups a query: one to three good ones among the lesser."""
@@ -173,11 +218,12 @@ class GroupMaker:
                 if few and len(few) + len(rest) == SIZE:
                     yield query, [crop(c["text"], 0, 100) for c in few + rest], [c["grade"] / 3 for c in few + rest]
 
-    def _written(self):
+    def _written(self, over_dl21: bool):
         """Queries and grades written for this project over clusters of like passages of the other sources."""
+        rows = [row for row in _bundled("written") if any(k.startswith("dl21:") for k in row["passages"]) is over_dl21]
         squad = {(r["article"], str(r["paragraph"])): r["context"] for r in self._read("squad-dev")}
         medquad = [r["pos"] for r in self._read("medquad")]
-        dl21 = {c["id"]: c["text"] for r in self._read("trec-dl-2021") for c in r["candidates"]}
+        dl21 = {c["id"]: c["text"] for r in self._read("trec-dl-2021") for c in r["candidates"]} if over_dl21 else {}
 
         def text(key: str) -> str:
             source, _, rest = key.partition(":")
@@ -186,18 +232,33 @@ class GroupMaker:
             *where, start, end = rest.split(":")
             return crop(squad[tuple(where)] if source == "squad" else medquad[int(where[0])], int(start), int(end))
 
-        lines = (files("rerank_lab.training") / "written.jsonl").read_text(encoding="utf-8").splitlines()
-        for row in map(json.loads, lines):
+        for row in rows:
             yield row["query"], [text(k) for k in row["passages"]], [g / 3 for g in row["grades"]]
 
-    def _near_misses(self, name: str):
+    def _near_misses(self):
         """Groups written for this project: wrong passages look right; passages of other groups fill them up."""
-        lines = (files("rerank_lab.training") / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = [*_bundled("near_misses"), *_bundled("near_misses_more")]
         for row in rows:
             others = self.random.sample([r for r in rows if r is not row], SIZE - len(row["passages"]))
             passages = row["passages"] + [{**self.random.choice(r["passages"]), "grade": 0} for r in others]
             yield row["query"], [p["text"] for p in passages], [p["grade"] / 3 for p in passages]
+
+
+def _bundled(name: str) -> list[dict]:
+    lines = (files("rerank_lab.training") / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _subject(question: str) -> str | None:
+    """What a MedQuAD question is about, in lower case; its questions are made from a few patterns.
+
+    >>> _subject("What is (are) Age-related Macular Degeneration ?")
+    'age-related macular degeneration'
+    """
+    for opening in ("what is (are) ", "what are the treatments for ", "what are the symptoms of ", "what causes "):
+        if question.lower().startswith(opening):
+            return question[len(opening) :].strip(" ?").lower()
+    return None
 
 
 def save_groups(groups: list[Group], path: Path) -> None:

@@ -1,16 +1,18 @@
 """Train a bundled model by its config file. Run: `make train`.
 
-A run lives in a folder: `groups.jsonl` and `finish.jsonl` (made once), `state.pt` (the last checkpoint),
-`log.jsonl` (the curve). Started again, it goes on from there. Hu et al., LoRA, ICLR 2022.
-https://arxiv.org/abs/2106.09685
+A run lives in a folder: `state.pt` (the last checkpoint), `log.jsonl` (the curve), `export/` (the best so far). Started
+again, it goes on from there. The pairs lie beside it, made once for all models that train on the same ones.
+Hu et al., LoRA, ICLR 2022. https://arxiv.org/abs/2106.09685
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
+import shutil
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -41,9 +43,12 @@ class Trainer:
         torch.manual_seed(config["seed"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.reading = make_reading(config, self.device)
+        if config["compile"] and compiler_available():
+            self.reading.compile_model()
         self.optimizer = torch.optim.AdamW(self.reading.parameter_groups(), weight_decay=0.0)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._warm_up_then_cosine)
         self.step = 0
+        self.best, self.worse = math.inf, 0  # the lowest validation loss, and how many validations ago it was
 
     def _warm_up_then_cosine(self, step: int) -> float:
         warm = max(1, int(self.config["warmup"] * self.config["steps"]))
@@ -51,31 +56,35 @@ class Trainer:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.config["steps"] - warm)))
 
-    def groups(self) -> tuple[list[Group], list[Group], list[Group]]:
-        """Groups for training, for validation (no query is in both), and for the end of the run."""
-        groups = self._made("groups", self.config["mix"])
-        finish = self._made("finish", self.config["finish"]["mix"])
+    def groups(self) -> tuple[list[Group], list[Group]]:
+        """Groups for training and for validation; no query is in both."""
+        groups = self._pairs()
         queries = sorted({g.query for g in groups})
         random.Random(self.config["seed"]).shuffle(queries)
         held_out = set(queries[: self.config["validation_groups"]])
         validation = list({g.query: g for g in reversed(groups) if g.query in held_out}.values())
         training = [g for g in groups if g.query not in held_out]
-        if not training or not validation or len(finish) < self.config["finish"]["groups_per_step"]:
+        if not training or not validation:
             raise DataError(
-                f"{len(training)} groups to train on, {len(validation)} to validate and {len(finish)} for the finish "
-                "are too few: raise the counts of the mix or lower validation_groups"
+                f"{len(training)} groups to train on and {len(validation)} to validate are too few: raise the counts "
+                "of the mix or lower validation_groups"
             )
-        return training, validation, finish
+        return training, validation
 
-    def _made(self, name: str, mix: dict[str, int]) -> list[Group]:
-        path = self.run / f"{name}.jsonl"
+    def _pairs(self) -> list[Group]:
+        pairs, base = self.config["pairs"], self.config["base"]
+        digest = hashlib.sha256(json.dumps([pairs, base], sort_keys=True).encode()).hexdigest()[:8]
+        path = self.run.parent / f"pairs-{digest}.jsonl"
         if not path.exists():
-            encoder = BiEncoder.from_pretrained(self.config["base"], max_length=128, dtype="bfloat16")
-            save_groups(list(GroupMaker(Path(self.config["data"]), encoder, self.config["seed"]).make(mix)), path)
+            encoder = BiEncoder.from_pretrained(base, max_length=128, dtype="bfloat16")
+            if self.config["compile"] and compiler_available():
+                encoder.model.compile(dynamic=True)
+            maker = GroupMaker(Path(pairs["data"]), encoder, pairs["seed"], pairs["negatives"])
+            save_groups(list(maker.make(pairs["mix"])), path)
         return load_groups(path)
 
-    def schedule(self, training: list[Group], finish: list[Group]) -> list[list[Group]]:
-        """The groups of each step: passes over the mix; from `finish.from_step` on, some are of the finish."""
+    def schedule(self, training: list[Group]) -> list[list[Group]]:
+        """The groups of each step: passes over the pairs, each in an order of its own."""
         shuffle = random.Random(self.config["seed"]).shuffle
         size, steps = self.config["groups_per_step"], self.config["steps"]
         queue: list[Group] = []
@@ -83,21 +92,13 @@ class Trainer:
         while len(queue) < steps * size:
             shuffle(training)
             queue += training
-        plan = [queue[i * size : (i + 1) * size] for i in range(steps)]
-        last: list[Group] = []
-        few = self.config["finish"]["groups_per_step"]
-        for step in range(self.config["finish"]["from_step"], steps):
-            if len(last) < few:
-                last = list(finish)
-                shuffle(last)
-            plan[step][:few] = [last.pop() for _ in range(few)]
-        return plan
+        return [queue[i * size : (i + 1) * size] for i in range(steps)]
 
     def loss(self, groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of a batch, and its scores, shape (groups, G)."""
-        cosine = torch.tensor([g.cosines for g in groups], device=self.device)
+        teacher = torch.tensor([g.teacher for g in groups], device=self.device)
         gain = torch.tensor([g.gains for g in groups], device=self.device)
-        target = teacher_target(cosine, gain, self.config["temperature"], self.config["boost"])
+        target = teacher_target(teacher, gain, self.config["temperature"], self.config["boost"])
         with torch.autocast(self.device, torch.bfloat16):
             return self.reading.loss(groups, target)
 
@@ -118,13 +119,13 @@ class Trainer:
 
     def train(self) -> None:
         """Run to the last step, validating, logging and saving on the way."""
-        training, validation, finish = self.groups()
-        plan = self.schedule(training, finish)
+        training, validation = self.groups()
+        plan = self.schedule(training)
         self.resume(training)
         self.reading.train()
         started, first = perf_counter(), self.step
         running = 0.0
-        while self.step < self.config["steps"]:
+        while self.step < self.config["steps"] and self.worse < self.config["patience"]:
             loss, _ = self.loss(plan[self.step])
             self.optimizer.zero_grad()
             loss.backward()
@@ -141,15 +142,14 @@ class Trainer:
                 with (self.run / "log.jsonl").open("a") as log:
                     log.write(json.dumps(entry) + "\n")
                 print(json.dumps(entry), flush=True)
-                self.save()
+                better = entry["loss"] < self.best
+                self.best, self.worse = (entry["loss"], 0) if better else (self.best, self.worse + 1)
+                self.save(export=better)
 
     def resume(self, training: list[Group]) -> None:
-        """Go on from the last checkpoint of this run; a new run begins with the end of `start`, if it names one."""
+        """Go on from the last checkpoint of this run."""
         path = self.run / "state.pt"
         if not path.exists():
-            if "start" in self.config:
-                before = torch.load(self._before(), map_location=self.device, weights_only=True)
-                self.reading.load_state_dict(before["trained"], strict=False)
             self.reading.start(training[:64])
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -157,16 +157,10 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.reading.random.setstate(state["random"])
-        self.step = state["step"]
+        self.step, self.best, self.worse = state["step"], state["best"], state["worse"]
 
-    def _before(self) -> Path:
-        path = Path(self.config["start"]) / "state.pt"
-        if not path.exists():
-            raise DataError(f"{path} is missing: run the config that makes {self.config['start']} first")
-        return path
-
-    def save(self) -> None:
-        """Keep the run's state, and export the checkpoint as fp16 safetensors to `<run>/export`."""
+    def save(self, export: bool) -> None:
+        """Keep the run's state and, where it is the best so far, export the checkpoint in fp16 to `<run>/export`."""
         trained = {n: p.detach() for n, p in self.reading.named_parameters() if p.requires_grad}
         state = {
             "trained": trained,
@@ -174,11 +168,26 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "random": self.reading.random.getstate(),
             "step": self.step,
+            "best": self.best,
+            "worse": self.worse,
         }
         part = self.run / "state.part"
         torch.save(state, part)
         part.replace(self.run / "state.pt")
-        self.reading.export(self.run / "export")
+        if export:
+            self.reading.export(self.run / "export")
+
+
+def compiler_available() -> bool:
+    """Whether torch.compile finds the C++ compiler that it needs on a CPU; it doubles the speed there."""
+    return torch.cuda.is_available() or shutil.which("g++") is not None
+
+
+def read_config(path: Path) -> dict:
+    """A model's config, with the pairs that it names."""
+    config = tomllib.loads(path.read_text(encoding="utf-8"))
+    config["pairs"] = tomllib.loads((path.parent / config["pairs"]).read_text(encoding="utf-8"))
+    return config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--steps", type=int, help="fewer steps than the config says, for a try")
     options = parser.parse_args(arguments)
-    config = tomllib.loads(options.config.read_text())
+    config = read_config(options.config)
     if options.steps:
         config["steps"] = options.steps
     run = options.run or Path("runs") / config["name"]

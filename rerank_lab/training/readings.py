@@ -6,45 +6,51 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rerank_lab.batching import Encoded, encode_texts, pad
-from rerank_lab.checkpoints import load_model, resolve
 from rerank_lab.core import DataError
+from rerank_lab.first_stage.bi_encoder import mean_pool
 from rerank_lab.rerankers import colbert
 from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
 from rerank_lab.training.data import Group
-from rerank_lab.training.reading import Reading, save_half
+from rerank_lab.training.reading import Reading, backbone_with_lora, export_lora, save_half
 from rerank_lab.training.t5_reading import T5Reading
 
-__all__ = ["ColBERTReading", "GatedReading", "make_reading"]
+__all__ = ["BiEncoderReading", "ColBERTReading", "GatedReading", "make_reading"]
 
 
-def _backbone_with_lora(config: dict, device: str):
-    bert = load_model(
-        "AutoModel",
-        resolve(config["base"]),
-        dtype="float32",
-        device=device,
-        add_pooling_layer=False,
-        hidden_dropout_prob=0.0,  # one pass over the data with a low-rank update hardly overfits,
-        attention_probs_dropout_prob=0.0,  # and dropout took 40 % of a step on 2 cores
-    )
-    lora = LoraConfig(
-        r=config["lora"]["r"],
-        lora_alpha=config["lora"]["alpha"],
-        target_modules="all-linear",
-        base_model_name_or_path=config["base"],
-    )
-    return bert, get_peft_model(bert, lora)  # the linear layers of `bert` are wrapped in place
+class BiEncoderReading(Reading):
+    """The bi-encoder: LoRA on every linear layer; the cosine's scale is of training only."""
 
+    def __init__(self, config: dict, device: str):
+        super().__init__(config, device)
+        self.bert, adapter = backbone_with_lora(config, device)
+        self._adapter = [adapter]
+        self.scale = nn.Parameter(torch.tensor(config["scale"], device=device))
 
-def _export_lora(adapter, base: str, folder: Path) -> None:
-    adapter.peft_config["default"].base_model_name_or_path = base
-    adapter.save_pretrained(folder)
-    save_half(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
+    def compile_model(self) -> None:
+        self.bert.compile(dynamic=True)
+
+    def parameter_groups(self) -> list[dict]:
+        low_rank = [p for n, p in self.named_parameters() if "lora_" in n]
+        return [{"params": low_rank, "lr": self.config["learning_rate"]}, {"params": [self.scale], "lr": 1e-1}]
+
+    def scores(self, groups: list[Group]) -> Tensor:
+        def forward(batch: list[Encoded]) -> Tensor:
+            ids, mask = pad([r.ids for r in batch], self.tokenizer.pad_token_id, self.device)
+            return mean_pool(self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.float(), mask)
+
+        texts = [t for g in groups for t in (g.query, *g.passages)]
+        vectors = self.in_batches(encode_texts(self.tokenizer, texts, self.config["max_length"]), forward)
+        vectors = vectors.view(len(groups), -1, vectors.shape[-1])  # (groups, 1 + G, d), the query first
+        return self.scale * (vectors[:, 1:] @ vectors[:, 0, :, None]).squeeze(-1)
+
+    def notes(self) -> dict[str, float]:
+        return {"scale": round(self.scale.item(), 3)}
+
+    def export(self, folder: Path) -> None:
+        export_lora(self._adapter[0], self.config["base"], folder)
 
 
 class GatedReading(Reading):
@@ -52,9 +58,12 @@ class GatedReading(Reading):
 
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
-        bert, adapter = _backbone_with_lora(config, device)
+        bert, adapter = backbone_with_lora(config, device)
         self.model = GatedCrossEncoder(bert).to(device)
         self._adapter = [adapter]  # in a list, so that its weights are not registered twice
+
+    def compile_model(self) -> None:
+        self.model.states = torch.compile(self.model.states, dynamic=True)
 
     def parameter_groups(self) -> list[dict]:
         head = [p for n, p in self.model.named_parameters() if not n.startswith("bert.") and n != "cls.weight"]
@@ -79,7 +88,7 @@ class GatedReading(Reading):
         return {"gate_mean": round(self.model.gate.mean().item(), 3)}
 
     def export(self, folder: Path) -> None:
-        _export_lora(self._adapter[0], self.config["base"], folder)
+        export_lora(self._adapter[0], self.config["base"], folder)
         save_half(self.model.head_state(), folder / "head.safetensors")
 
 
@@ -89,10 +98,13 @@ class ColBERTReading(Reading):
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
         self.layout = colbert.lab_format(self.tokenizer)
-        self.bert, adapter = _backbone_with_lora(config, device)
+        self.bert, adapter = backbone_with_lora(config, device)
         self._adapter = [adapter]
         self.projection = nn.Linear(self.bert.config.hidden_size, config["dimensions"], bias=False).to(device)
         self.scale = nn.Parameter(torch.tensor(config["scale"], device=device))  # of training only: order needs none
+
+    def compile_model(self) -> None:
+        self.bert.compile(dynamic=True)
 
     def parameter_groups(self) -> list[dict]:
         low_rank = [p for n, p in self.named_parameters() if "lora_" in n]
@@ -139,11 +151,11 @@ class ColBERTReading(Reading):
         return {"scale": round(self.scale.item(), 3)}
 
     def export(self, folder: Path) -> None:
-        _export_lora(self._adapter[0], self.config["base"], folder)
+        export_lora(self._adapter[0], self.config["base"], folder)
         save_half({"linear.weight": self.projection.weight}, folder / "projection.safetensors")
 
 
-READINGS = {"gated": GatedReading, "colbert": ColBERTReading, "t5": T5Reading}
+READINGS = {"bi-encoder": BiEncoderReading, "gated": GatedReading, "colbert": ColBERTReading, "t5": T5Reading}
 
 
 def make_reading(config: dict, device: str) -> Reading:

@@ -1,8 +1,12 @@
-"""A small T5 for mono and duo prompts, from scratch but for the word vectors of the backbone, which stay as they are.
+"""The T5 for mono and duo prompts: the backbone, one T5 layer and a decoder, on the pairs of the other readings.
 
-A transformer that knows nothing has to find out that relevance is in the words that both sides share. Two things help:
-its first layer starts with attention that looks for the same word further away; and in training every token is asked
-how well it is matched on the other side, as the backbone's token states say (the hints).
+Random layers would have to find out that a passage is relevant where it holds what the query asks for. So they start
+there, as a soft MaxSim. In the T5 layer a token of the query looks for its like among the passage's tokens and, if
+there is none, at [CLS]; how much of its attention went to the passage is written into its state:
+
+    found_i = sum over passage tokens j of  softmax_j( T cos(x_i, x_j) + b [j in the passage] - inf [j in the query] )
+
+The decoder attends to the query's tokens, reads found_i, and says `true` by their mean. Training changes all of it.
 """
 
 from __future__ import annotations
@@ -11,99 +15,130 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from rerank_lab.batching import Encoded, encode_texts, pad, token_budget_batches
-from rerank_lab.checkpoints import load_model, resolve
+from rerank_lab.batching import Encoded
+from rerank_lab.rerankers.borrowed_t5 import assemble, of_its_own
 from rerank_lab.rerankers.monot5 import DUO, MONO, TrueOrFalse
 from rerank_lab.training.data import Group
 from rerank_lab.training.losses import listwise_kl, pairwise_bce
-from rerank_lab.training.reading import BATCH_TOKENS, Reading, save_half
+from rerank_lab.training.reading import Reading, backbone_with_lora, export_lora, save_half
 
 __all__ = ["T5Reading"]
 
-MEAN, SPREAD = 0.4, 0.2  # of a token's best cosine, to bring the hints to the scale of 1
-LOOK = 6.0  # how sharply the decoder's first head looks at the query's tokens at the start
-SPOKEN = 1.0  # the standard deviation of the log-odds that it brings about
+SHARP = 30.0  # T: how much more a token of the same direction draws than one at a right angle
+LEVEL = -6.0  # b: how like the query's token one of the passage has to be
+SIDE = 8.0  # length of a side's vector, beside states of length sqrt(d), about 20
+SPOKEN = 1.5  # the standard deviation of the log-odds within a group
 
 
 class T5Reading(Reading):
-    """T5 whose encoder, decoder and hints are trained; its word vectors are the backbone's, as long as T5's are."""
+    """A T5 whose own layers are trained whole and whose backbone by LoRA; word vectors stay."""
 
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
-        from transformers import T5Config, T5ForConditionalGeneration
+        from transformers import T5Config
 
-        backbone = load_model("AutoModel", resolve(config["base"]), dtype="float32", device=device)
-        words = backbone.get_input_embeddings().weight.detach()  # (V, d)
+        bert, adapter = backbone_with_lora(config, device)
+        self._adapter = [adapter]  # in a list, so that its weights are not registered twice
+        words = bert.get_input_embeddings().weight
         shape = T5Config(
+            architectures=["T5ForConditionalGeneration"],
             vocab_size=words.shape[0],
             d_model=words.shape[1],
             d_kv=words.shape[1] // config["heads"],
             num_heads=config["heads"],
             d_ff=config["feed_forward"],
-            num_layers=config["encoder_layers"],
-            num_decoder_layers=config["decoder_layers"],
+            num_layers=1,
+            num_decoder_layers=1,
             dropout_rate=0.0,
+            use_cache=False,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.tokenizer.sep_token_id,
             decoder_start_token_id=self.tokenizer.cls_token_id,
-            embeddings_from=config["base"],
-            # T5's word vectors have a length of about sqrt(d); shorter ones drown in what the layers add to them
-            embeddings_scale=float(words.shape[1] ** 0.5 / words.norm(dim=1).mean()),
+            embeddings_scale=float(words.shape[1] ** 0.5 / words.detach().norm(dim=1).mean()),
         )
-        self.model = T5ForConditionalGeneration(shape).to(device)
-        with torch.no_grad():
-            self.model.shared.weight.copy_(words * shape.embeddings_scale)
-        _look_for_the_same_word(self.model.encoder)
-        self.model.shared.requires_grad_(False)
+        self.model = assemble(shape, bert, self.tokenizer)
         self.answers = TrueOrFalse(self.model, self.tokenizer, max_length=config["max_length"])
-        middle = MONO.partition("{query}")[2].partition("{}")[0]
-        self.between = len(self.tokenizer.encode(middle, add_special_tokens=False))  # tokens from query to passage
-        self.match = nn.Linear(shape.d_model, 1).to(device)  # reads a token's hint; of training only
-        self._backbone = [backbone.requires_grad_(False)]  # in a list: its weights are no part of the model
-        self.missed = 0.0
+
+    def compile_model(self) -> None:
+        self.model.encoder.bert.compile(dynamic=True)
+
+    def parameter_groups(self) -> list[dict]:
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        return [
+            {"params": [p for n, p in trained if "lora_" in n], "lr": self.config["learning_rate"]},
+            {"params": [p for n, p in trained if "lora_" not in n], "lr": self.config["layers_learning_rate"]},
+        ]
 
     @torch.no_grad()
     def start(self, groups: list[Group]) -> None:
-        """Point one head of the decoder at the query's tokens, and at how well they are matched, as far as ridge
-        regressions can read both off the encoder's states; otherwise the decoder takes long to find them."""
+        """Point the layers at what the query's tokens find in the passage (see above)."""
         rows = self.prompts(groups)
-        states, sides, hints = [], [], []
-        for row, (query, _) in zip(rows, self.hints(groups), strict=True):
-            made = self.answers.forward([row])[1][0]  # (L, d)
-            start, kept = row.segments.index(1), sum(row.segments)
-            end = start - self.between
-            states += [made[end - len(query) : end], made[start : start + kept]]
-            sides += [torch.ones(len(query)), -torch.ones(kept)]
-            hints.append((query - MEAN) / SPREAD)
-        states, sides = torch.cat(states).float(), torch.cat(sides).to(self.device)
-        asked = _ridge(states, sides)
-        matched = _ridge(states[sides > 0], torch.cat(hints))
-        layer = self.model.decoder.block[0].layer[1]
-        seen: list[Tensor] = []
-        hook = layer.layer_norm.register_forward_hook(
-            lambda module, inputs, output: seen.extend((output[0, 0], inputs[0]))
-        )
-        self.answers.forward(rows[:1])
-        hook.remove()
-        attention, width = layer.EncDecAttention, self.model.config.d_kv
-        for weight in (attention.q.weight, attention.k.weight, attention.v.weight):
-            weight[:width] = 0
-        attention.o.weight[:, :width] = 0
-        attention.q.weight[0] = seen[0] / seen[0].square().sum()  # 1 for the start token, the only one that asks
-        attention.k.weight[0] = LOOK * asked
-        attention.v.weight[0] = matched
-        words = self.model.shared.weight
-        attention.o.weight[:, 0] = F.normalize(words[self.answers.true] - words[self.answers.false], dim=0)
-        longest = seen[1].norm().item()  # or nothing else would be heard
-        for _ in range(3):  # the last norm shrinks what grows, so the scale is found step by step
-            spoken = self.in_batches(rows, self.answers.log_odds).std().item()
-            length = attention.o.weight[:, 0].norm().item()
-            attention.o.weight[:, 0] *= min(longest, length * SPOKEN / max(spoken, 1e-6)) / length
+        encoder, width, heads = self.model.encoder, self.model.config.d_kv, self.model.config.num_heads
+        ones, twos = (slice(i, width * heads, width) for i in (0, 1))  # the first two dimensions of every head
+        axes = self._axes(rows)  # (d, d), the directions in which states differ most first
+        query, passage, found = axes[-3:]  # directions that the states hardly use
+        encoder.side.weight.copy_(SIDE * torch.stack([0 * query, query, passage, passage]))
 
-    def parameter_groups(self) -> list[dict]:
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": self.config["learning_rate"]}]
+        layer = encoder.layers.block[0].layer
+        layer[1].DenseReluDense.wo.weight.zero_()
+        (length,) = self._seen(layer[0].layer_norm, rows[:1], lambda out: (out @ query).max())  # of a side, normed
+        attention = layer[0].SelfAttention
+        attention.relative_attention_bias.weight.zero_()
+        similar = (SHARP / axes.shape[0]) ** 0.5 * axes[: width - 2]
+        for head in range(heads):
+            attention.q.weight[head * width + 2 : (head + 1) * width] = similar
+            attention.k.weight[head * width + 2 : (head + 1) * width] = similar
+        attention.q.weight[twos], attention.k.weight[twos] = 0, 0
+        attention.q.weight[ones] = query / length
+        attention.k.weight[ones] = (LEVEL * passage - 2 * SHARP * query) / length
+        attention.v.weight.zero_()
+        attention.v.weight[ones] = passage / length
+        attention.o.weight[:, ones] = SIDE / heads * found[:, None]
+
+        layer = self.model.decoder.block[0].layer
+        layer[2].DenseReluDense.wo.weight.zero_()
+        (asking,) = self._seen(layer[1].layer_norm, rows[:1], lambda out: out[0])  # the same for every prompt
+        attention = layer[1].EncDecAttention
+        attention.q.weight[ones] = asking / asking.square().sum()
+        attention.k.weight.zero_()
+        attention.k.weight[ones] = 10.0 * query / length
+        attention.v.weight.zero_()
+        attention.v.weight[ones] = found
+        words = self.model.shared.weight
+        true = F.normalize(words[self.answers.true] - words[self.answers.false], dim=0)
+        attention.o.weight[:, ones] = true[:, None] / heads
+        usual = torch.stack(self._seen(attention, rows[:64], lambda out: (out @ true).sum())).mean()
+        alone = layer[0].SelfAttention  # the only token attends to itself, which makes a constant: less the usual
+        alone.v.weight[0] = asking / asking.square().sum()
+        alone.o.weight.zero_()
+        alone.o.weight[:, 0] = -usual * true
+        for _ in range(4):  # the last norm shrinks what grows, so the scale is found step by step
+            spoken = self.in_batches(rows, self.answers.log_odds).view(len(groups), -1).std(dim=1).mean()
+            grown = (SPOKEN / spoken.clamp(min=0.1)).item()
+            attention.o.weight[:, ones] *= grown
+            alone.o.weight[:, 0] *= grown
+
+    def _axes(self, rows: list[Encoded]) -> Tensor:
+        """The principal directions of the backbone's token states, as rows, shape (d, d)."""
+        states: list[Tensor] = []
+        hook = self.model.encoder.bert.register_forward_hook(
+            lambda module, inputs, output: states.append(output.last_hidden_state.float().flatten(0, 1))
+        )
+        for row in rows[:: max(1, len(rows) // 100)]:  # one by one, without padding
+            self.answers.forward([row])
+        hook.remove()
+        return torch.linalg.svd(torch.cat(states), full_matrices=True).Vh
+
+    def _seen(self, layer, rows: list[Encoded], read) -> list[Tensor]:
+        """What `read` makes of a layer's output (L, d), one prompt after the other."""
+        made: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda module, inputs, output: made.append(read(output[0].float())))
+        for row in rows:
+            self.answers.forward([row])
+        hook.remove()
+        return made
 
     def prompts(self, groups: list[Group]) -> list[Encoded]:
         """The mono prompt of every pair, group by group."""
@@ -113,19 +148,9 @@ class T5Reading(Reading):
         return self.in_batches(self.prompts(groups), self.answers.log_odds).view(len(groups), -1)
 
     def loss(self, groups: list[Group], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mono prompts by the distribution over the group, some duo prompts by the chance it gives each pair, hints."""
-        prompts = self.prompts(groups)
-        hints = dict(zip(map(id, prompts), self.hints(groups), strict=True))
-
-        def forward(batch: list[Encoded]) -> Tensor:
-            log_odds, states = self.answers.forward(batch)
-            return torch.stack([log_odds, self._misses(batch, states, [hints[id(row)] for row in batch])], dim=1)
-
-        scores, misses = self.in_batches(prompts, forward).unbind(1)
-        scores, self.missed = scores.view(len(groups), -1), misses.mean()
-        return listwise_kl(scores, target) + self.config["hint_weight"] * self.missed + self._duo(
-            groups, target
-        ), scores
+        """Mono prompts by the distribution over the group, some duo prompts by the chance that it gives each pair."""
+        scores = self.scores(groups)
+        return listwise_kl(scores, target) + self._duo(groups, target), scores
 
     def _duo(self, groups: list[Group], target: Tensor) -> Tensor:
         rows, chances = [], []
@@ -142,72 +167,7 @@ class T5Reading(Reading):
             return target.new_zeros(())
         return pairwise_bce(self.in_batches(rows, self.answers.log_odds), torch.tensor(chances, device=self.device))
 
-    @torch.no_grad()
-    def hints(self, groups: list[Group]) -> list[tuple[Tensor, Tensor]]:
-        """For each pair the cosine of every query token (Lq,) and of every passage token (Lp,) to its best match on the
-        other side, by the backbone's token states."""
-        texts = [t for g in groups for t in (g.query, *g.passages)]
-        rows = encode_texts(self.tokenizer, texts, self._backbone[0].config.max_position_embeddings)
-        states: list[Tensor] = [torch.empty(0)] * len(rows)
-        for batch in token_budget_batches([len(r) for r in rows], BATCH_TOKENS):
-            ids, mask = pad([rows[i].ids for i in batch], self.tokenizer.pad_token_id, self.device)
-            made = F.normalize(self._backbone[0](input_ids=ids, attention_mask=mask).last_hidden_state.float(), dim=-1)
-            for i, one in zip(batch, made, strict=True):
-                states[i] = one[1 : len(rows[i]) - 1]  # without [CLS] and [SEP]
-        size = len(groups[0].passages) + 1
-        found = []
-        for start in range(0, len(texts), size):
-            for passage in states[start + 1 : start + size]:
-                similarity = states[start] @ passage.T  # (Lq, Lp)
-                found.append((similarity.amax(1), similarity.amax(0)))
-        return found
-
-    def _misses(self, rows: list[Encoded], states: Tensor, hints: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Mean squared error of the hints read off states (B, L, d), both sides counting alike, shape (B,)."""
-        read = self.match(states.float()).squeeze(-1) * SPREAD + MEAN  # (B, L)
-        misses = []
-        for row, said, (query, passage) in zip(rows, read, hints, strict=True):
-            start = row.segments.index(1)
-            end = start - self.between  # of the query
-            kept = sum(row.segments)
-            wrong = (said[end - len(query) : end] - query, said[start : start + kept] - passage[:kept])
-            misses.append(sum((w / SPREAD).square().mean() for w in wrong) / 2)
-        return torch.stack(misses)
-
-    def notes(self) -> dict[str, float]:
-        return {"hint_loss": round(float(self.missed), 4)}
-
     def export(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        export_lora(self._adapter[0], self.config["base"], folder)
         self.model.config.save_pretrained(folder)
-        shared = self.model.shared.weight.data_ptr()
-        kept = {name: weight for name, weight in self.model.state_dict().items() if weight.data_ptr() != shared}
-        save_half(kept, folder / "model.safetensors")
-
-
-def _ridge(states: Tensor, targets: Tensor, penalty: float = 10.0) -> Tensor:
-    """The direction (d,) along which states (T, d) tell targets (T,); the states' own mean stands for the constant."""
-    square = states.T @ states + penalty * torch.eye(states.shape[1], device=states.device)
-    return torch.linalg.solve(square, states.T @ targets)
-
-
-@torch.no_grad()
-def _look_for_the_same_word(encoder) -> None:
-    """Start an encoder so that its first layer notices words that occur twice.
-
-    Queries equal keys up to scale, so that a token attends to its like. Two thirds of the heads see nothing nearer than
-    eight places, which for a token of the query leaves the passage. In the first layer they take away what they find:
-    of a word that the other side has too, little is left, and the feed-forward layer can tell.
-    """
-    shape = encoder.config
-    far = 2 * shape.num_heads // 3
-    for block in encoder.block:
-        attention = block.layer[0].SelfAttention
-        attention.k.weight.copy_(attention.q.weight * shape.d_kv**0.5)
-    attention = encoder.block[0].layer[0].SelfAttention
-    half = shape.relative_attention_num_buckets // 2
-    for start in (0, half):  # buckets of tokens before and after
-        attention.relative_attention_bias.weight[start : start + half // 2, :far] = -10.0
-    basis = torch.linalg.qr(torch.randn(shape.d_model, shape.d_model)).Q[: far * shape.d_kv]  # orthonormal rows
-    attention.v.weight[: far * shape.d_kv] = basis
-    attention.o.weight[:, : far * shape.d_kv] = -basis.T
+        save_half(of_its_own(self.model), folder / "model.safetensors")
