@@ -6,11 +6,11 @@ EXTRAS := book,offline,api,serve,train,dev
 QUIET_HUB := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks lint bench train clean
+.PHONY: help book test serve notebooks lint bench bench-quality train clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r target intent; do \
-		printf '  make %-10s %s\n' "$$target" "$$intent"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r target intent; do \
+		printf '  make %-14s %s\n' "$$target" "$$intent"; done
 
 book: .venv/.installed ## execute every chapter and build the book into _build/html
 	@.venv/bin/python tools/package_digest.py
@@ -45,6 +45,9 @@ lint: .venv/.installed ## check style and that generated files are fresh
 
 bench: .venv/.installed ## run the slower checks in bench/
 	@TOKENIZERS_PARALLELISM=false .venv/bin/python -m pytest bench
+
+bench-quality: .venv/.installed ## measure the bundled models, write rerank_lab/data/measured.json
+	@TOKENIZERS_PARALLELISM=false .venv/bin/python bench/quality.py
 
 train: .venv/.installed ## train the bundled models, one after the other
 	@for model in bi_encoder colbert cross_encoder t5; do \

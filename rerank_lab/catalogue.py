@@ -24,6 +24,7 @@ FAMILIES = {  # the short name of each family's default, and the checkpoint behi
     "monot5": "lab-t5",
     "duot5": "lab-t5",
 }
+FUSED = ("lab-bi-encoder", "lab-colbert", "lab-cross-encoder")
 ASKING = ("listwise", "pairwise", "setwise", "pointwise-llm")  # by a language model that is asked
 VENDORS = {"cohere": "CO_API_KEY", "jina": "JINA_API_KEY", "voyage": "VOYAGE_API_KEY", "tei": "TEI_API_URL"}
 RECORDED_DEPTH = 20  # candidates of each lab query over which a model's order was recorded
@@ -48,6 +49,8 @@ def make(name: str, *, dtype: str = "auto", device: str = "auto", cache: ScoreCa
         made = _asking(name)
     elif name in VENDORS or known_models().get(name, {}).get("family") == "hosted":
         made = _hosted(name, cache)
+    elif name == "lab-fused":
+        made = _fused(options, cache)
     elif name == "duot5":
         made = _duot5("lab-t5", options, cache)
     else:
@@ -112,6 +115,13 @@ def _duot5(name: str, options: dict, cache: ScoreCache | None) -> Reranker:
     before = name.replace("duot5", "monot5")
     first = answers if before == name else TrueOrFalse.from_pretrained(before, **options)
     return DuoT5(answers, mono=MonoT5(first, cache=cache), depth=10, cache=cache)
+
+
+def _fused(options: dict, cache: ScoreCache | None) -> Reranker:
+    """The three readings of the backbone that score a pair by its similarity, as one."""
+    from rerank_lab.rerankers.fused import Fused
+
+    return Fused([_LOADERS[_family(name)](name, options, cache) for name in FUSED])
 
 
 def _llm(name: str, options: dict, cache: ScoreCache | None) -> Reranker:

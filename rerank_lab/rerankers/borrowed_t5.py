@@ -53,7 +53,7 @@ class BorrowedEncoder(nn.Module):
         self.register_buffer("follows", torch.tensor(follows), persistent=False)
         self.side = nn.Embedding(4, bert.config.hidden_size)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **unused):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **unused):
         """States of ids (B, L), shape (B, L, d); `unused` is what a T5 tells its encoder beside them."""
         states = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         states = F.rms_norm(states, states.shape[-1:]) + self.side(sides(input_ids, self.mark, self.follows))
