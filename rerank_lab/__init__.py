@@ -30,6 +30,7 @@ _WHERE = {
     "first_stage.bi_encoder": ["BiEncoder", "DenseIndex", "mean_pool"],
     "first_stage.fusion": ["Fusion", "rrf"],
     "rerankers.api": ["CohereReranker", "JinaReranker", "TEIReranker", "VoyageReranker"],
+    "rerankers.cascade": ["Cascade", "Stage"],
     "rerankers.colbert": ["ColBERT", "maxsim"],
     "rerankers.cross_encoder": ["CrossEncoder"],
     "rerankers.listwise": ["ListwiseReranker"],
