@@ -53,12 +53,14 @@ class Reply:
         input_tokens: tokens of the prompt.
         output_tokens: tokens of the answer.
         dollars: US dollars billed; 0 for a local model and for a recorded reply.
+        replayed: whether it comes from a record.
     """
 
     text: str
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
+    replayed: bool = False
 
 
 class Chat(Protocol):
@@ -91,6 +93,7 @@ def ask_all(chat: Chat, conversations: Sequence[Sequence[Message]], usage: Usage
             usage.input_tokens += reply.input_tokens
             usage.output_tokens += reply.output_tokens
             usage.dollars += reply.dollars
+            usage.replayed += reply.replayed
     return [future.result().text for future in asked]
 
 
@@ -168,7 +171,7 @@ class Recorder:
         key = prompt_key(self.model, messages)
         if key in self._replies:
             row = self._replies[key]
-            return Reply(row["reply"], row["input_tokens"], row["output_tokens"])
+            return Reply(row["reply"], row["input_tokens"], row["output_tokens"], replayed=True)
         if self.chat is None:
             raise MissingReplyError(
                 f"{self.path.name} holds no reply of {self.model} to this prompt ({messages[-1]['content'][:80]!r}): "
@@ -182,7 +185,7 @@ class Recorder:
     def keep(self, key: str, reply: Reply) -> None:
         """Append a reply to the file, whole, before it is used."""
         row = {"prompt": key, "model": self.model, "date": date.today().isoformat()}
-        row |= {k if k != "text" else "reply": v for k, v in asdict(reply).items()}
+        row |= {k if k != "text" else "reply": v for k, v in asdict(reply).items() if k != "replayed"}
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

@@ -237,6 +237,18 @@ def test_usage_says_what_the_ranking_cost(local):
     assert (usage.output_tokens, usage.cached, usage.truncated, usage.dollars) == (0, 0, 0, 0.0)
 
 
+def test_what_will_be_cut_is_what_is_cut(local):
+    passages = [Passage("a", "a tram"), Passage("b", LONG), Passage("c", "the ferry"), Passage("d", LONG + " dog")]
+    usage = local.rerank("ferry", candidates_from(passages)).usage
+    assert local.cuts("ferry", passages) == [False, True, False, True]
+    assert usage.truncated == 2
+
+
+@pytest.mark.parametrize("name", ["identity", "duot5", "cohere", "pairwise"])
+def test_what_cannot_know_what_is_cut_says_so(rerankers, name):
+    assert rerankers[name].cuts("ferry", [Passage("a", LONG)]) is None
+
+
 @pytest.mark.parametrize(
     ("name", "pairs", "calls"),
     [("pointwise-llm", 3, 3), ("listwise", 3, 1), ("cohere", 3, 1), ("jina", 3, 1), ("voyage", 3, 1), ("tei", 3, 1)],

@@ -130,6 +130,9 @@ class ListwiseReranker(Reranker):
         usage.seconds = perf_counter() - start
         return in_places(query, candidates, places, top_k, usage)
 
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool]:
+        return [first_words(p.text, self.words)[1] for p in passages]
+
     def _cut(self, passage: Passage, usage: Usage) -> str:
         text, cut = first_words(passage.text, self.words)
         usage.truncated += cut
