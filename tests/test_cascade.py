@@ -85,6 +85,24 @@ def test_identity_lets_the_first_stages_own_scores_end_the_cascade():
     assert dear.shown == []
 
 
+class Short(ByNumber):
+    """Reads so many characters of a passage."""
+
+    def __init__(self, characters):
+        super().__init__()
+        self.characters = characters
+
+    def cuts(self, query, passages):
+        return [len(p.text) > self.characters for p in passages]
+
+
+def test_a_passage_is_cut_where_any_stage_that_knows_cuts_it():
+    passages = [c.passage for c in numbered([1, 10, 100])]  # of 7, 8 and 9 characters
+    cascade = Cascade([Stage(Short(8), 5), Stage(ByNumber(), 4), Stage(Short(7), 3)])
+    assert cascade.cuts("boats", passages) == [False, True, True]
+    assert Cascade([Stage(ByNumber(), 5)]).cuts("boats", passages) is None
+
+
 def test_a_cascade_is_called_after_its_stages_or_as_one_likes():
     stages = [Stage(ByNumber("cheap"), 50), Stage(ByNumber("dear"), 10)]
     assert Cascade(stages).name == "cheap:50+dear:10"
