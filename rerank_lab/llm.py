@@ -35,6 +35,7 @@ __all__ = [
     "parse_label",
     "prompts",
     "spoken",
+    "whole_lines",
 ]
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -193,16 +194,21 @@ class Recorder:
             self._replies[key] = row
 
 
-def _read_record(path: Path) -> list[dict]:
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is only added to; half a last line, left by a process that was killed, is cut off."""
     if not path.is_file():
         return []
     raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]  # a process that was killed while it wrote leaves half a last line
+    whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) < len(raw):
         with path.open("r+b") as file:
             file.truncate(len(whole))
+    return whole.decode("utf-8").split("\n")[:-1]
+
+
+def _read_record(path: Path) -> list[dict]:
     rows = []
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             row = json.loads(line)
             rows.append({**row, "reply": str(row["reply"]), "prompt": row["prompt"], "model": row["model"]})
