@@ -177,6 +177,7 @@ def places_chart(
         )
     axes.set_xticks(range(len(steps) + 1), ["as it came", *(label for label, _, _ in steps)])
     axes.set_ylabel("place")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.invert_yaxis()
     axes.grid(axis="x", visible=False)
     return axes
