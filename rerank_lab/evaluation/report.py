@@ -68,7 +68,8 @@ def render(result: Mapping) -> str:
     rows = {row["name"]: row for row in result["systems"]}
     best = rows[result["recommended"]]
     reranked = [row for row in result["systems"] if row["reranker"]]
-    told = best if best["reranker"] else max(reranked, key=_value)  # whose details stand open
+    over_best = [row for row in reranked if row["first_stage"] == best["name"]]
+    told = best if best["reranker"] else max(over_best or reranked, key=_value)  # whose details stand open
     return _page().render(
         r=result,
         best=best,

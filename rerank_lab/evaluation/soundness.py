@@ -39,7 +39,7 @@ class Note:
 def _note(kind: str, ids: Iterable[str], message: str, things: tuple[str, str] = ("query", "queries")) -> list[Note]:
     named = list(ids)
     counted = f"{len(named)} {things[len(named) > 1]}"
-    return [Note(kind, len(named), message.replace("{n}", counted), tuple(named[:20]))] if named else []
+    return [Note(kind, len(named), message.replace("{n}", counted, 1), tuple(named[:20]))] if named else []
 
 
 def sound_collection(collection: Collection) -> tuple[Collection, list[Note]]:

@@ -59,12 +59,11 @@ def _rerank(result: Mapping, best: Mapping) -> tuple[str, str]:
 
 
 def _do_not(result: Mapping, best: Mapping) -> tuple[str, str]:
-    over_it = [row for row in _reranked(result) if row["first_stage"] == best["name"]]
+    closest = _closest(result, best)
     others = [row for row in result["systems"] if row["name"] != best["name"] and not row["reranker"]]
     headline = f"Use {best['name']} alone, without a reranker." if others else "Do not rerank."
-    if not over_it:
+    if closest is None:
         return headline, f"No reranker over {best['name']} could be measured, and nothing else is proven better."
-    closest = max(over_it, key=_value)
     gain = closest["against_first"]
     queries = counted(result["queries"], "query", "queries")
     undecided = "" if gain["high"] < 0 else _would_take(gain)
@@ -72,6 +71,11 @@ def _do_not(result: Mapping, best: Mapping) -> tuple[str, str]:
         f"Nothing is proven better than {best['name']} on {queries}. The closest is {closest['reranker']}: "
         f"{signed(gain['difference'])} {QUALITY} {interval(gain)}{undecided}."
     )
+
+
+def _closest(result: Mapping, best: Mapping) -> Mapping | None:
+    """The best reranker over a first stage that does without."""
+    return max((row for row in _reranked(result) if row["first_stage"] == best["name"]), key=_value, default=None)
 
 
 def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
@@ -101,7 +105,7 @@ def _harmful(result: Mapping, best: Mapping) -> Iterator[str]:
 
 def _open(result: Mapping, best: Mapping) -> Iterator[str]:
     """Rerankers that are proven neither better nor worse."""
-    told = None if best["reranker"] else max(_reranked(result), key=_value)  # stands in `because` already
+    told = None if best["reranker"] else _closest(result, best)  # stands in `because` already
     for row in _reranked(result):
         gain = row["against_first"]
         harmful = gain["high"] < 0 and gain["p_holm"] < 0.05
