@@ -21,7 +21,7 @@ from rerank_lab.batching import progress_bar
 from rerank_lab.cache import ScoreCache
 from rerank_lab.collections.collection import Collection
 from rerank_lab.core import Candidate, DataError, InputError, Ranking, Reranker, RerankLabError, Usage
-from rerank_lab.evaluation.bench_details import Stage
+from rerank_lab.evaluation.bench_details import FirstStage
 from rerank_lab.evaluation.bench_rows import Made, facts
 from rerank_lab.evaluation.experiment import candidates_of_run, evaluate
 from rerank_lab.evaluation.soundness import Note, sound_collection, sound_run
@@ -116,7 +116,7 @@ def benchmark(
 
 
 def _measured(
-    collection: Collection, stage: Stage, outcomes: Mapping[str, tuple[Reranker, Outcome]], depth: int
+    collection: Collection, stage: FirstStage, outcomes: Mapping[str, tuple[Reranker, Outcome]], depth: int
 ) -> Made:
     rankings = {label: outcome.rankings for label, (_, outcome) in outcomes.items()}
     experiment = evaluate(collection, stage.candidates, rankings, first_stage=stage.name, depth=depth)
@@ -137,20 +137,20 @@ def _without(collection: Collection, qids: Mapping[str, str]) -> Collection:
     return replace(collection, queries=texts, qrels={qid: collection.qrels[qid] for qid in texts})
 
 
-def _search(name: str, stage, collection: Collection, depth: int, notes: list[Note], progress: bool) -> Stage:
+def _search(name: str, stage, collection: Collection, depth: int, notes: list[Note], progress: bool) -> FirstStage:
     if not hasattr(stage, "search"):
         run, more = sound_run(stage, name, collection)
         notes += more
-        return Stage(name, candidates_of_run(run, collection, depth), None)
+        return FirstStage(name, candidates_of_run(run, collection, depth), None)
     candidates, seconds = {}, {}
     for qid in progress_bar(list(collection.queries), f"searching by {name}", progress):
         start = perf_counter()
         candidates[qid] = stage.search(collection.queries[qid], depth)
         seconds[qid] = perf_counter() - start
-    return Stage(name, candidates, seconds)
+    return FirstStage(name, candidates, seconds)
 
 
-def _rerank_all(reranker: Reranker, collection: Collection, stage: Stage, cache, progress: bool) -> Outcome:
+def _rerank_all(reranker: Reranker, collection: Collection, stage: FirstStage, cache, progress: bool) -> Outcome:
     outcome = Outcome()
     label = f"{reranker.name} over {stage.name}"
     for qid in progress_bar(list(collection.queries), label, progress):
@@ -183,7 +183,7 @@ def _computed(
     return usage
 
 
-def _label(stage: str, reranker: Reranker, stages: Mapping[str, Stage]) -> str:
+def _label(stage: str, reranker: Reranker, stages: Mapping[str, FirstStage]) -> str:
     if len(stages) > 1:
         return f"{stage} → {reranker.name}"
     return reranker.name if reranker.name != stage else f"{reranker.name} reranker"

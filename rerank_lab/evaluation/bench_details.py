@@ -13,14 +13,14 @@ from rerank_lab.evaluation.experiment import Experiment, System
 from rerank_lab.evaluation.metrics import measures_for
 from rerank_lab.evaluation.traces import depth_grid, depth_values, moved
 
-__all__ = ["Stage", "calibration", "depths", "examples", "truncation"]
+__all__ = ["FirstStage", "calibration", "depths", "examples", "truncation"]
 
 SHOWN = 5  # wins and losses of each system that are told in full
 QUALITY = "nDCG@10"
 
 
 @dataclass(frozen=True)
-class Stage:
+class FirstStage:
     """A first stage: its candidates by qid, and the seconds that each search took (None for a run)."""
 
     name: str
@@ -28,7 +28,7 @@ class Stage:
     seconds: Mapping[str, float] | None
 
 
-def truncation(collection: Collection, stage: Stage, reranker: Reranker) -> dict | None:
+def truncation(collection: Collection, stage: FirstStage, reranker: Reranker) -> dict | None:
     """Pairs whose passage was cut, and how many of them are relevant; None where the reranker cannot know."""
     pairs = cut = gold = 0
     lost: list[dict] = []
@@ -86,7 +86,9 @@ def examples(collection: Collection, system: System, first: System) -> dict:
     return {"wins": [told(q) for q in wins], "losses": [told(q) for q in losses]}
 
 
-def depths(collection: Collection, stage: Stage, experiment: Experiment, rerankers: Mapping[str, Reranker]) -> dict:
+def depths(
+    collection: Collection, stage: FirstStage, experiment: Experiment, rerankers: Mapping[str, Reranker]
+) -> dict:
     """nDCG@10 at each depth of the rerankers that score each passage by itself, of the oracle, and recall."""
     from ir_measures import R
 

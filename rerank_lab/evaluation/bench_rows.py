@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from rerank_lab.collections.collection import Collection
 from rerank_lab.core import InputError, Reranker, Usage
-from rerank_lab.evaluation.bench_details import Stage, calibration, depths, examples, truncation
+from rerank_lab.evaluation.bench_details import FirstStage, calibration, depths, examples, truncation
 from rerank_lab.evaluation.costs import billed_as, costs, latency
 from rerank_lab.evaluation.experiment import Experiment, System
 from rerank_lab.evaluation.facts import cheaper, differences_by_type, paired, pareto, query_types, recommended
@@ -39,7 +39,7 @@ class Made:
         usages: by the system's name and qid, of what was computed.
     """
 
-    stage: Stage
+    stage: FirstStage
     experiment: Experiment
     rerankers: Mapping[str, Reranker]
     usages: Mapping[str, Mapping[str, Usage]]

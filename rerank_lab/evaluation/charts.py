@@ -15,16 +15,16 @@ __all__ = ["bars", "curves", "reliability", "scatter", "strip", "ticks"]
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`.
+    """Round numbers, at least two, from at or below `low` to at or above `high`.
 
     >>> ticks(0.31, 0.47)
     [0.3, 0.35, 0.4, 0.45, 0.5]
     """
-    rough = max(1e-9, (high - low) / (most - 1))
+    rough = max(1e-3, (high - low) / (most - 1))
     power = 10 ** floor(log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
 def _tag(name: str, body: str | Markup = "", **attributes: object) -> Markup:
@@ -72,6 +72,11 @@ def strip(
 HEIGHT = 260
 
 
+def _short(value: float) -> str:
+    text = f"{value:.3g}"
+    return text[1:] if text.startswith("0.") else text
+
+
 def _frame(
     y_ticks: Sequence[float], x_ticks: Sequence[tuple[float, str]], y_name: str, x_name: str
 ) -> tuple[list[Markup], object]:
@@ -84,7 +89,7 @@ def _frame(
     parts = []
     for tick in y_ticks:
         parts.append(_tag("line", x1="0", x2="100%", y1=y(tick), y2=y(tick), class_="grid"))
-        parts.append(_tag("text", f"{tick:.3g}".replace("0.", "."), x=-8, y=y(tick) + 4, class_="tick end"))
+        parts.append(_tag("text", _short(tick), x=-8, y=y(tick) + 4, class_="tick end"))
     for x, label in x_ticks:
         parts.append(_tag("text", label, x=_percent(x), y=HEIGHT + 20, class_="tick middle"))
     parts.append(_tag("text", y_name, x=-36, y=-14, class_="axis"))
@@ -184,18 +189,21 @@ def bars(differences: Sequence[float], *, says: str) -> Markup:
     """One bar a query, largest gain first: gains up, losses down."""
     ordered = sorted(differences, reverse=True)
     most = max(0.05, *(abs(d) for d in ordered))
-    height, width = 110, 1 / len(ordered)
+    above, below = (max(24.0, 90 * max(0.0, d) / most) for d in (ordered[0], -ordered[-1]))
+    height, width = above + below, 1 / len(ordered)
     parts = []
     for i, d in enumerate(ordered):
-        size = max(0.6, abs(d) / most * height / 2)
-        top = height / 2 - size if d > 0 else height / 2
+        size = max(0.6, 90 * abs(d) / most)
+        top = above - size if d > 0 else above
         kind = "gain" if d > 1e-9 else "loss" if d < -1e-9 else "same"
         rest = {"y": round(top, 1), "height": round(size, 1), "class_": kind}
         parts.append(_tag("rect", x=_percent(i * width), width=_percent(width * 0.82), **rest))
-    parts.append(_tag("line", x1="0", x2="100%", y1=height / 2, y2=height / 2, class_="zero"))
-    for value, y in ((most, 4), (-most, height)):
-        parts.append(_tag("text", f"{value:+.2f}".replace("0.", ".").replace("-", "−"), x=-8, y=y, class_="tick end"))
-    return _tag("div", _svg(height, parts, says), class_="plot low")
+    parts.append(_tag("line", x1="0", x2="100%", y1=above, y2=above, class_="zero"))
+    for d in {ordered[0], ordered[-1]}:
+        if abs(d) / most * 90 > 12:
+            sign, y = ("+", above - 90 * d / most + 10) if d > 0 else ("−", above - 90 * d / most)
+            parts.append(_tag("text", sign + _short(round(abs(d), 2)), x=-8, y=round(y, 1), class_="tick end"))
+    return _tag("div", _svg(round(height), parts, says), class_="plot low")
 
 
 def reliability(bins: Sequence[Mapping], family: str, *, says: str) -> Markup:
