@@ -30,6 +30,7 @@ _WHERE = {
     "first_stage.bi_encoder": ["BiEncoder", "DenseIndex", "mean_pool"],
     "first_stage.fusion": ["Fusion", "rrf"],
     "rerankers.api": ["CohereReranker", "JinaReranker", "TEIReranker", "VoyageReranker"],
+    "rerankers.cascade": ["Cascade", "Stage"],
     "rerankers.colbert": ["ColBERT", "maxsim"],
     "rerankers.cross_encoder": ["CrossEncoder"],
     "rerankers.listwise": ["ListwiseReranker"],
@@ -41,7 +42,8 @@ _WHERE = {
     "endpoint": ["Endpoint"],
     "llm": ["LocalModel", "Recorder"],
     "collections": ["Collection", "read_collection", "read_run", "write_run"],
-    "evaluation": ["bootstrap_interval", "compare", "measure", "randomisation_test"],
+    "evaluation": ["Abstainer", "bootstrap_interval", "compare", "fit_abstainer", "measure", "randomisation_test"],
+    "evaluation.bench": ["benchmark"],
     "notebook": ["source"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

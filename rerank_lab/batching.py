@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rerank_lab.cache import Keep
 from rerank_lab.core import InputError, Usage
 
 __all__ = [
@@ -155,17 +156,22 @@ def _shares(sizes: list[int], room: int) -> list[int]:
     return kept
 
 
-def score_in_batches(rows: Sequence[Encoded], forward: Callable[[list[Encoded]], Tensor], usage: Usage) -> list[float]:
+def score_in_batches(
+    rows: Sequence[Encoded], forward: Callable[[list[Encoded]], Tensor], usage: Usage, keep: Keep | None = None
+) -> list[float]:
     """One score for each row, in their order; batches by length, their calls, tokens and cuts counted.
 
     Args:
         forward: gives scores (B,) of a batch of rows.
         usage: `calls`, `input_tokens` and `truncated` are added to.
+        keep: is handed each batch as soon as it is scored: places in `rows` and scores.
     """
     scores = torch.empty(len(rows))
     for batch in token_budget_batches([len(r) for r in rows]):
         scores[batch] = forward([rows[i] for i in batch]).float().cpu()
         usage.calls += 1
+        if keep is not None:
+            keep(batch, scores[batch].tolist())
     usage.input_tokens += sum(len(r) for r in rows)
     usage.truncated += sum(r.truncated for r in rows)
     return scores.tolist()

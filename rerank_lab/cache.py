@@ -7,15 +7,19 @@ mode is safe for several processes and for one that is killed (https://www.sqlit
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from rerank_lab.core import InputError, Passage, Usage
+from rerank_lab.core import InputError, Passage, Repairs, Usage
 
-__all__ = ["ScoreCache", "cached_scores", "default_cache_path"]
+__all__ = ["Keep", "ScoreCache", "cached_scores", "default_cache_path"]
+
+Keep = Callable[[Sequence[int], Sequence[float]], None]  # takes the places of texts in a list, and their scores
 
 
 def default_cache_path() -> Path:
@@ -44,6 +48,7 @@ class ScoreCache:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
+            self._db.execute("CREATE TABLE IF NOT EXISTS usages (key BLOB PRIMARY KEY, usage TEXT) WITHOUT ROWID")
 
     @contextmanager
     def _refusing_damage(self):
@@ -78,6 +83,20 @@ class ScoreCache:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", scores.items())
 
+    def usage(self, key: bytes) -> Usage | None:
+        """What a ranking took when it was computed; None where that was never kept."""
+        with self._refusing_damage():
+            found = self._db.execute("SELECT usage FROM usages WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            return None
+        fields = json.loads(found[0])
+        return Usage(**fields | {"repairs": Repairs(**fields["repairs"])})
+
+    def keep_usage(self, key: bytes, usage: Usage) -> None:
+        """Keep what a ranking took, for the runs that will find its scores here."""
+        with self._refusing_damage():
+            self._db.execute("INSERT OR REPLACE INTO usages VALUES (?, ?)", (key, json.dumps(asdict(usage))))
+
     def close(self) -> None:
         self._db.close()
 
@@ -87,14 +106,15 @@ def cached_scores(
     model_key: str,
     query: str,
     passages: Sequence[Passage],
-    compute: Callable[[list[str]], list[float]],
+    compute: Callable[[list[str], Keep], list[float]],
     usage: Usage,
 ) -> list[float]:
     """Scores of passages: from the cache where known, else computed and kept. A text that occurs twice is
     computed once.
 
     Args:
-        compute: gives one score for each text of a list.
+        compute: gives one score for each text of a list; what it hands to its second argument on the way, batch by
+            batch, is kept at once and survives a kill.
         usage: `pairs` and `cached` are added to.
     """
     usage.pairs += len(passages)
@@ -103,8 +123,15 @@ def cached_scores(
     usage.cached += sum(key in known for key in keys)
     missing = {key: p.text for key, p in zip(keys, passages, strict=True) if key not in known}
     if missing:
-        new = dict(zip(missing, compute(list(missing.values())), strict=True))
-        if cache:
-            cache.put({key: score for key, score in new.items() if score == score})  # nan is refused later, never kept
-        known |= new
+        places = list(missing)
+        left = set(range(len(places)))
+
+        def keep(computed: Sequence[int], scores: Sequence[float]) -> None:
+            left.difference_update(computed)
+            if cache and computed:  # nan is refused later, never kept
+                cache.put({places[i]: s for i, s in zip(computed, scores, strict=True) if s == s})
+
+        scores = compute(list(missing.values()), keep)
+        keep(rest := sorted(left), [scores[i] for i in rest])
+        known |= dict(zip(places, scores, strict=True))
     return [known[key] for key in keys]

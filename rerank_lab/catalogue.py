@@ -1,4 +1,4 @@
-"""A name becomes a reranker: a family's own default, a known model, a hub id, a folder, or a vendor.
+"""A name becomes a reranker: a family's own default, a known model, a hub id, a folder, a vendor, or a cascade.
 
 The one place that knows all families; the command line and the server read it, nothing below does.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,7 @@ FAMILIES = {  # the short name of each family's default, and the checkpoint behi
 FUSED = ("lab-bi-encoder", "lab-colbert", "lab-cross-encoder")
 ASKING = ("listwise", "pairwise", "setwise", "pointwise-llm")  # by a language model that is asked
 VENDORS = {"cohere": "CO_API_KEY", "jina": "JINA_API_KEY", "voyage": "VOYAGE_API_KEY", "tei": "TEI_API_URL"}
+CASCADE = re.compile(r"[^+]+:[0-9]+(\+[^+]+:[0-9]+)+")
 RECORDED_DEPTH = 20  # candidates of each lab query over which a model's order was recorded
 
 
@@ -34,7 +36,8 @@ def make(name: str, *, dtype: str = "auto", device: str = "auto", cache: ScoreCa
     """The reranker of a name.
 
     Args:
-        name: `identity`, a family (`colbert`), a known model (`bge-reranker-v2-m3`), a hub id, a folder, or a vendor.
+        name: `identity`, a family (`colbert`), a known model (`bge-reranker-v2-m3`), a hub id, a folder, a vendor, or a
+            cascade: in `colbert:100+cross-encoder:20` the one reads 100 candidates and the other the best 20 of them.
         dtype, device: as in `checkpoints.load_model`.
         cache: where scores are kept; None switches it off.
 
@@ -45,6 +48,8 @@ def make(name: str, *, dtype: str = "auto", device: str = "auto", cache: ScoreCa
     options = {"dtype": dtype, "device": device}
     if name == "identity":
         made: Reranker = Identity()
+    elif CASCADE.fullmatch(name):
+        made = _cascade(name, options, cache)
     elif name in ASKING:
         made = _asking(name)
     elif name in VENDORS or known_models().get(name, {}).get("family") == "hosted":
@@ -57,6 +62,13 @@ def make(name: str, *, dtype: str = "auto", device: str = "auto", cache: ScoreCa
         made = _LOADERS[_family(name)](FAMILIES.get(name, name), options, cache)
     made.name = name
     return made
+
+
+def _cascade(name: str, options: dict, cache: ScoreCache | None) -> Reranker:
+    from rerank_lab.rerankers.cascade import Cascade, Stage
+
+    stages = [part.rpartition(":") for part in name.split("+")]
+    return Cascade([Stage(make(stage, **options, cache=cache), int(depth)) for stage, _, depth in stages])
 
 
 def _family(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`rerank-lab`: search, rerank, compare, serve and list models. Bad input ends with one line and exit code 2."""
+"""`rerank-lab`: search, rerank, compare, bench, judge, serve, models. Bad input ends with one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from typing import Annotated, Any
 
 import typer
 
-from rerank_lab.core import DataError, InputError, Passage, Reranker, RerankLabError, candidates_from
+from rerank_lab import cli_bench
+from rerank_lab.cli_parts import (
+    CollectionName,
+    Device,
+    Dtype,
+    NoCache,
+    RerankerName,
+    RerankerNames,
+    Stage,
+    cache_unless,
+    load_first_stage,
+    load_reranker,
+    load_rerankers,
+    read_named_run,
+    write_text,
+)
+from rerank_lab.core import DataError, InputError, Passage, RerankLabError, candidates_from
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="compute every score anew, keep none")]
-Stage = Annotated[str, typer.Option(help="bm25, bi-encoder or fusion")]
-RerankerName = Annotated[
-    str,
-    typer.Option(
-        help="a family (bi-encoder, cross-encoder, colbert, monot5, listwise ...), a model, a folder or a vendor"
-    ),
-]
-CollectionName = Annotated[str, typer.Option(help="lab, a folder, or ir_datasets:ID")]
 
 
 def main() -> None:
@@ -41,40 +45,6 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a stream, `head` for example, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-def _cache(off: bool):
-    from rerank_lab.cache import ScoreCache
-
-    return None if off else ScoreCache()
-
-
-def _reranker(name: str, dtype: str, device: str, cache) -> Reranker:
-    from rerank_lab.catalogue import make
-    from rerank_lab.notebook import quiet
-
-    quiet()
-    return make(name, dtype=dtype, device=device, cache=cache)
-
-
-def _first_stage(name: str, passages: list[Passage], dtype: str, device: str, progress: bool = False):
-    from rerank_lab.first_stage.bm25 import BM25
-    from rerank_lab.first_stage.fusion import Fusion
-
-    def dense():
-        from rerank_lab.first_stage.bi_encoder import BiEncoder, DenseIndex
-        from rerank_lab.notebook import quiet
-
-        quiet()
-        return DenseIndex(BiEncoder.from_pretrained(dtype=dtype, device=device), passages, progress=progress)
-
-    if name == "bm25":
-        return BM25(passages)
-    if name == "bi-encoder":
-        return dense()
-    if name == "fusion":
-        return Fusion([BM25(passages), dense()])
-    raise InputError(f"first stage {name!r} is unknown: give bm25, bi-encoder or fusion")
 
 
 @app.command()
@@ -96,8 +66,8 @@ def search(
     from rerank_lab.collections import read_collection
 
     passages = list(read_collection(collection).passages.values())
-    found = _first_stage(first_stage, passages, dtype, device).search(query, depth)
-    ranking = _reranker(reranker, dtype, device, _cache(no_cache)).rerank(query, found, top_k=k)
+    found = load_first_stage(first_stage, passages, dtype, device).search(query, depth)
+    ranking = load_reranker(reranker, dtype, device, cache_unless(no_cache)).rerank(query, found, top_k=k)
     if not len(ranking):
         typer.echo("nothing found: no passage shares a word with the query; try --first-stage bi-encoder")
         return
@@ -130,7 +100,7 @@ def rerank(
     for number, line in _requests(file):
         try:
             query, passages = _request(line)
-            model = model or _reranker(reranker, dtype, device, _cache(no_cache))
+            model = model or load_reranker(reranker, dtype, device, cache_unless(no_cache))
             ranking = model.rerank(query, candidates_from(passages), top_k=top_k)
         except (DataError, InputError) as error:
             raise DataError(f"{'standard input' if file == '-' else file}:{number}: {error}") from error
@@ -184,10 +154,7 @@ def compare(
     run: Annotated[
         str | None, typer.Option(help="a run of the collection by name, or a TREC run file, as first stage")
     ] = None,
-    rerankers: Annotated[
-        str,
-        typer.Option(help="names as for --reranker of `search`, separated by commas; all: every family that can run"),
-    ] = "bi-encoder,cross-encoder",
+    rerankers: RerankerNames = "bi-encoder,cross-encoder",
     depth: Annotated[int, typer.Option(help="candidates to rerank", min=1)] = 50,
     baseline: Annotated[
         str | None, typer.Option(help="system to test the others against; the first stage without it")
@@ -204,24 +171,14 @@ def compare(
     from rerank_lab.evaluation.experiment import compare as measure_all
 
     data = read_collection(collection)
-    if not rerankers.strip(", "):
-        raise InputError("--rerankers is empty: name at least one, for example bi-encoder,cross-encoder")
-    cache = _cache(no_cache)
-    names = [name.strip() for name in rerankers.split(",") if name.strip()]
-    if names == ["all"]:
-        from rerank_lab.catalogue import runnable
-
-        names, left_out = runnable(collection, run or first_stage, depth)
-        for name, why in left_out.items():
-            typer.echo(f"left out: {name} ({why})", err=True)
-    models = [_reranker(name, dtype, device, cache) for name in names]
+    models = load_rerankers(rerankers, collection, run or first_stage, depth, dtype, device, cache_unless(no_cache))
     show = sys.stderr.isatty()
     if run is not None:
         name = run if run in data.runs else Path(run).name
-        found = candidates_of_run(_read_run(run, data), data, depth)
+        found = candidates_of_run(read_named_run(run, data), data, depth)
     else:
         name = first_stage
-        stage = _first_stage(first_stage, list(data.passages.values()), dtype, device, progress=show)
+        stage = load_first_stage(first_stage, list(data.passages.values()), dtype, device, progress=show)
         found = {qid: stage.search(text, depth) for qid, text in data.judged().items()}
     for model in models:  # `--first-stage bi-encoder --rerankers bi-encoder` names two different systems
         if model.name == name:
@@ -231,26 +188,8 @@ def compare(
     if runs is not None:
         _save_runs(experiment, runs)
     if json_file is not None:
-        _write(json_file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_text(json_file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     _print_comparison(result)
-
-
-def _read_run(run: str, data):
-    from rerank_lab.collections import read_run
-
-    path = data.runs.get(run, Path(run))
-    if not path.is_file():
-        known = ", ".join(data.runs) or "none"
-        raise DataError(f"run {run!r} is neither a file nor a run of {data.name} (it has: {known})")
-    return read_run(path)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _save_runs(experiment, folder: Path) -> None:
@@ -304,6 +243,10 @@ def _print_comparison(result: dict[str, Any]) -> None:
         console.print(groups)
 
 
+app.command()(cli_bench.bench)
+app.command()(cli_bench.judge)
+
+
 @app.command()
 def serve(
     reranker: RerankerName = "cross-encoder",
@@ -317,7 +260,7 @@ def serve(
     from rerank_lab.server import create_app
     from rerank_lab.server import serve as run_server
 
-    model = _reranker(reranker, dtype, device, _cache(no_cache))
+    model = load_reranker(reranker, dtype, device, cache_unless(no_cache))
     key = os.environ.get("RERANK_LAB_API_KEY") or None
     run_server(create_app({reranker: model}, api_key=key), host=host, port=port)
 

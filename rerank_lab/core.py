@@ -109,6 +109,7 @@ class Usage:
     input_tokens: int = 0  # tokens read by the model, special tokens included, padding not
     output_tokens: int = 0  # tokens written by the model
     cached: int = 0  # pairs answered from the score cache
+    replayed: int = 0  # calls answered from a record of replies
     truncated: int = 0  # pairs whose passage was cut to fit the model
     seconds: float = 0.0  # wall time
     dollars: float = 0.0  # US dollars billed
@@ -184,6 +185,10 @@ class Reranker(ABC):
         Raises:
             InputError: blank query, duplicate pid, top_k below 1, or a score that is not a number.
         """
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool] | None:
+        """Whether each passage is too long to be read whole; None where the reranker cannot know."""
+        return None
 
 
 class PointwiseReranker(Reranker):

@@ -35,6 +35,7 @@ __all__ = [
     "parse_label",
     "prompts",
     "spoken",
+    "whole_lines",
 ]
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -53,12 +54,14 @@ class Reply:
         input_tokens: tokens of the prompt.
         output_tokens: tokens of the answer.
         dollars: US dollars billed; 0 for a local model and for a recorded reply.
+        replayed: whether it comes from a record.
     """
 
     text: str
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
+    replayed: bool = False
 
 
 class Chat(Protocol):
@@ -91,6 +94,7 @@ def ask_all(chat: Chat, conversations: Sequence[Sequence[Message]], usage: Usage
             usage.input_tokens += reply.input_tokens
             usage.output_tokens += reply.output_tokens
             usage.dollars += reply.dollars
+            usage.replayed += reply.replayed
     return [future.result().text for future in asked]
 
 
@@ -168,7 +172,7 @@ class Recorder:
         key = prompt_key(self.model, messages)
         if key in self._replies:
             row = self._replies[key]
-            return Reply(row["reply"], row["input_tokens"], row["output_tokens"])
+            return Reply(row["reply"], row["input_tokens"], row["output_tokens"], replayed=True)
         if self.chat is None:
             raise MissingReplyError(
                 f"{self.path.name} holds no reply of {self.model} to this prompt ({messages[-1]['content'][:80]!r}): "
@@ -182,7 +186,7 @@ class Recorder:
     def keep(self, key: str, reply: Reply) -> None:
         """Append a reply to the file, whole, before it is used."""
         row = {"prompt": key, "model": self.model, "date": date.today().isoformat()}
-        row |= {k if k != "text" else "reply": v for k, v in asdict(reply).items()}
+        row |= {k if k != "text" else "reply": v for k, v in asdict(reply).items() if k != "replayed"}
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -190,16 +194,21 @@ class Recorder:
             self._replies[key] = row
 
 
-def _read_record(path: Path) -> list[dict]:
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is only added to; half a last line, left by a process that was killed, is cut off."""
     if not path.is_file():
         return []
     raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]  # a process that was killed while it wrote leaves half a last line
+    whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) < len(raw):
         with path.open("r+b") as file:
             file.truncate(len(whole))
+    return whole.decode("utf-8").split("\n")[:-1]
+
+
+def _read_record(path: Path) -> list[dict]:
     rows = []
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             row = json.loads(line)
             rows.append({**row, "reply": str(row["reply"]), "prompt": row["prompt"], "model": row["model"]})

@@ -5,9 +5,17 @@ Colours are Okabe and Ito's, told apart by colour-blind readers and on light and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["COLOURS", "attention_map", "bars_with_intervals", "set_style", "shade_tokens"]
+__all__ = [
+    "COLOURS",
+    "attention_map",
+    "bars_with_intervals",
+    "places_chart",
+    "set_style",
+    "shade_tokens",
+    "win_matrix",
+]
 
 COLOURS = {
     "bm25": "#999999",
@@ -18,6 +26,7 @@ COLOURS = {
     "colbert": "#CC79A7",
     "llm": "#E69F00",
     "hosted": "#8C6D1F",
+    "cascade": "#5B3A8E",
     "oracle": "#444444",
 }
 
@@ -72,13 +81,16 @@ def bars_with_intervals(values: Mapping[str, tuple[float, float, float]], *, lab
     return axes
 
 
-def attention_map(weights, rows: Sequence[str], columns: Sequence[str], *, title: str = "", axes=None):
-    """A heat map of attention weights.
+def attention_map(
+    weights, rows: Sequence[str], columns: Sequence[str], *, title: str = "", label: str = "attention", axes=None
+):
+    """A heat map of attention weights, or of other weights between tokens.
 
     Args:
-        weights: shape (rows, columns).
+        weights: shape (rows, columns); below 0 they are as pale as 0.
         rows: tokens that look.
         columns: tokens that are looked at.
+        label: of the colours.
     """
     import matplotlib.pyplot as plt
 
@@ -88,7 +100,86 @@ def attention_map(weights, rows: Sequence[str], columns: Sequence[str], *, title
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(visible=False)
     axes.set_title(title)
-    axes.figure.colorbar(image, ax=axes, label="attention")
+    axes.figure.colorbar(image, ax=axes, label=label)
+    return axes
+
+
+def win_matrix(chances, names: Sequence[str], *, axes=None):
+    """A heat map of comparisons: green where the row beats the column, brown where it loses.
+
+    Args:
+        chances: that the row beats the column, shape (n, n).
+        names: of the rows and columns, best first.
+
+    Returns:
+        The axes.
+    """
+    import matplotlib.pyplot as plt
+
+    axes = axes or plt.subplots(figsize=(0.5 * len(names) + 2.6, 0.5 * len(names) + 1.4))[1]
+    image = axes.imshow(chances, cmap="BrBG", vmin=0, vmax=1)
+    for row, others in enumerate(chances):
+        for column, chance in enumerate(others):
+            if row != column:
+                dark = abs(chance - 0.5) > 0.3
+                axes.text(
+                    column,
+                    row,
+                    f"{chance:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="#ffffff" if dark else "#222222",
+                )
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    axes.figure.colorbar(image, ax=axes, label="chance that the row beats the column")
+    return axes
+
+
+def places_chart(
+    lines: Mapping[str, Sequence[int]],
+    steps: Sequence[tuple[str, int, int]],
+    marked: Collection[str] = (),
+    *,
+    axes=None,
+):
+    """The way of each passage from step to step: a line from place to place, and a bar over the places that were read.
+
+    Args:
+        lines: the places of each passage, counted from 1, before the first step and after each.
+        steps: label, first place and last place that each step read; counted from 1 to the last, both included.
+        marked: the passages whose lines are coloured and named.
+
+    Returns:
+        The axes.
+    """
+    import matplotlib.pyplot as plt
+
+    axes = axes or plt.subplots(figsize=(1.6 * len(steps) + 2.6, 4.6))[1]
+    for number, (_, first, last) in enumerate(steps, start=1):
+        axes.bar(number - 0.5, last - first + 1, bottom=first - 0.5, width=0.3, color="#f0e0b0", zorder=0)
+    colours = [colour for name, colour in COLOURS.items() if name not in ("bm25", "oracle")]
+    for name, places in lines.items():
+        if name not in marked:
+            axes.plot(range(len(places)), places, color="#cccccc", linewidth=0.8)
+    for name, colour in zip(marked, colours * len(marked), strict=False):
+        axes.plot(range(len(lines[name])), lines[name], "o-", color=colour, linewidth=1.8, markersize=4)
+        axes.annotate(
+            name,
+            (len(steps), lines[name][-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9,
+        )
+    axes.set_xticks(range(len(steps) + 1), ["as it came", *(label for label, _, _ in steps)])
+    axes.set_ylabel("place")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.invert_yaxis()
+    axes.grid(axis="x", visible=False)
     return axes
 
 

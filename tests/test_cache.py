@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rerank_lab.cache import ScoreCache, cached_scores, default_cache_path
-from rerank_lab.core import InputError, Passage, Usage
+from rerank_lab.core import InputError, Passage, Repairs, Usage
 
 KEY = ScoreCache.key("model@1", "query", "text")
 
@@ -29,7 +29,7 @@ class Counting:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, texts):
+    def __call__(self, texts, keep):
         self.asked.append(list(texts))
         return [float(len(t)) for t in texts]
 
@@ -116,6 +116,32 @@ def test_the_place_is_the_variables_or_in_the_users_cache_folder(monkeypatch, tm
     assert default_cache_path() == Path.home() / ".cache" / "rerank-lab" / "scores.sqlite"
 
 
+def test_what_is_kept_on_the_way_is_not_written_twice_and_nan_never(cache):
+    written = []
+    put = cache.put
+    cache.put = lambda scores: (written.append(len(scores)), put(scores))
+
+    def compute(texts, keep):
+        keep([1], [2.0])
+        keep([3], [float("nan")])
+        return [1.0, 2.0, 3.0, float("nan")]
+
+    found = cached_scores(cache, "m", "q", passages("a", "b", "c", "d"), compute, Usage())
+    assert found[:3] == [1.0, 2.0, 3.0]
+    assert written == [1, 0, 2]
+    assert sorted(cache.get([ScoreCache.key("m", "q", text) for text in "abcd"]).values()) == [1.0, 2.0, 3.0]
+
+
+def test_what_a_ranking_took_is_kept_whole(cache):
+    usage = Usage(pairs=3, calls=2, seconds=0.25, repairs=Repairs(missing=1))
+    assert cache.usage(KEY) is None
+    cache.keep_usage(KEY, Usage())
+    cache.keep_usage(KEY, usage)
+    other = ScoreCache(cache.path)
+    assert other.usage(KEY) == usage
+    other.close()
+
+
 def test_a_failure_while_writing_keeps_nothing_of_the_batch(cache):
     with pytest.raises(sqlite3.Error):
         cache.put({KEY: 1.0, ScoreCache.key("m", "q", "x"): object()})
@@ -162,8 +188,9 @@ import sys, time
 from rerank_lab.cache import ScoreCache, cached_scores
 from rerank_lab.core import Passage, Usage
 
-def compute(texts):
+def compute(texts, keep):
     if "q3" in texts[0]:
+        keep([2, 0], [float(len(texts[2])), float(len(texts[0]))])
         print("in the middle", flush=True)
         time.sleep(600)
     return [float(len(t)) for t in texts]
@@ -176,7 +203,7 @@ for q in range(6):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill -9")
-def test_after_a_kill_the_next_run_computes_only_the_rest(tmp_path):
+def test_after_a_kill_the_next_run_computes_only_the_rest_even_of_a_query(tmp_path):
     path = tmp_path / "scores.sqlite"
     with python(KILLED, path) as process:
         assert process.stdout.readline() == "in the middle\n"
@@ -189,8 +216,8 @@ def test_after_a_kill_the_next_run_computes_only_the_rest(tmp_path):
         found = cached_scores(cache, "m", f"q{q}", passages(*texts), compute, usage)
         assert found == [float(len(t)) for t in texts]
     cache.close()
-    assert [asked[0][:2] for asked in compute.asked] == ["q3", "q4", "q5"]
-    assert (usage.pairs, usage.cached) == (24, 12)
+    assert [(asked[0][:2], len(asked)) for asked in compute.asked] == [("q3", 2), ("q4", 4), ("q5", 4)]
+    assert (usage.pairs, usage.cached) == (24, 14)
 
 
 def test_a_file_that_is_no_database_is_refused_with_the_mend(tmp_path):

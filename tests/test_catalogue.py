@@ -5,6 +5,7 @@ from fake_vendors import KEY, fake_vendors
 
 from rerank_lab import candidates_from, catalogue
 from rerank_lab.core import CheckpointError, InputError
+from rerank_lab.first_stage.bi_encoder import BiEncoder
 from rerank_lab.llm import MissingReplyError
 from rerank_lab.rerankers.api import CohereReranker, TEIReranker, VoyageReranker
 from rerank_lab.rerankers.colbert import ColBERT
@@ -45,6 +46,27 @@ def test_duot5_compares_the_ten_best_of_monot5():
     assert isinstance(made, DuoT5)
     usage = made.rerank("ferry", candidates_from([f"ferry {i}" for i in range(14)])).usage
     assert usage.pairs == 14 + made.passes(14) == 14 + 90
+
+
+def test_a_cascade_is_named_by_its_stages_and_their_depths():
+    made = catalogue.make("bi-encoder:4+cross-encoder:2")
+    assert [(type(s.reranker), s.reranker.name, s.depth) for s in made.stages] == [
+        (BiEncoder, "bi-encoder", 4),
+        (CrossEncoder, "cross-encoder", 2),
+    ]
+    assert made.name == "bi-encoder:4+cross-encoder:2"
+    assert made.rerank("ferry", candidates_from([f"ferry {i}" for i in range(5)])).usage.pairs == 4 + 2
+
+
+@pytest.mark.parametrize("name", ["cross-encoder:20", "bi-encoder:4+cross-encoder", "+bi-encoder:4", "a+b"])
+def test_what_only_looks_like_a_cascade_is_looked_up_as_a_name(name):
+    with pytest.raises(CheckpointError, match="was not found"):
+        catalogue.make(name)
+
+
+def test_a_cascade_with_a_stage_that_reads_nothing_is_refused():
+    with pytest.raises(InputError, match="depth of bi-encoder is 0"):
+        catalogue.make("bi-encoder:0+cross-encoder:2")
 
 
 def test_vendors_are_made_with_the_key_of_the_environment(monkeypatch):

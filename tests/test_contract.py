@@ -14,6 +14,7 @@ from rerank_lab.batching import Encoded
 from rerank_lab.core import InputError, PointwiseReranker
 from rerank_lab.llm import Reply
 from rerank_lab.rerankers.api import CohereReranker, JinaReranker, TEIReranker, VoyageReranker
+from rerank_lab.rerankers.cascade import Cascade, Stage
 from rerank_lab.rerankers.colbert import ColBERT
 from rerank_lab.rerankers.listwise import ListwiseReranker
 from rerank_lab.rerankers.monot5 import DuoT5, MonoT5, TrueOrFalse
@@ -33,7 +34,7 @@ LOCAL = [  # a model of this machine scores each passage by itself
 ]
 ASKED = ["pointwise-llm", "cohere", "jina", "voyage", "tei"]  # another does
 POINTWISE = [*LOCAL, *ASKED]
-NAMES = ["identity", *POINTWISE, "duot5", "listwise", "pairwise", "setwise"]
+NAMES = ["identity", *POINTWISE, "duot5", "listwise", "pairwise", "setwise", "cascade", "cascade-early"]
 
 
 class Overlap:
@@ -79,8 +80,11 @@ def rerankers(tiny_encoder, tiny_classifiers, lab_cross_encoder, tiny_colbert, t
     for backbone, folder in tiny_classifiers.items():
         made[f"cross-encoder-{backbone}"] = CrossEncoder.from_pretrained(folder)
     answers, chat = TrueOrFalse.from_pretrained(tiny_t5), Overlap()
+    cheap, dear = made["bi-encoder"], made["cross-encoder-bert"]
     return {
         **made,
+        "cascade": Cascade([Stage(cheap, 5), Stage(dear, 3)]),
+        "cascade-early": Cascade([Stage(cheap, 5, margin=0.0), Stage(dear, 3)]),
         **hosted,
         "lab-cross-encoder": lab_cross_encoder,
         "colbert": ColBERT.from_pretrained(tiny_colbert),
@@ -231,6 +235,18 @@ def test_usage_says_what_the_ranking_cost(local):
     assert usage.input_tokens >= 3 * 3
     assert usage.seconds > 0
     assert (usage.output_tokens, usage.cached, usage.truncated, usage.dollars) == (0, 0, 0, 0.0)
+
+
+def test_what_will_be_cut_is_what_is_cut(local):
+    passages = [Passage("a", "a tram"), Passage("b", LONG), Passage("c", "the ferry"), Passage("d", LONG + " dog")]
+    usage = local.rerank("ferry", candidates_from(passages)).usage
+    assert local.cuts("ferry", passages) == [False, True, False, True]
+    assert usage.truncated == 2
+
+
+@pytest.mark.parametrize("name", ["identity", "duot5", "cohere", "pairwise"])
+def test_what_cannot_know_what_is_cut_says_so(rerankers, name):
+    assert rerankers[name].cuts("ferry", [Passage("a", LONG)]) is None
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,7 @@ def test_a_reply_is_bought_once_and_a_replay_costs_no_dollars(tmp_path):
     assert said == ["[1]"] * 3 and len(chat.asked) == 3
     assert (first.dollars, second.dollars) == (1.5, 0.0)
     assert (second.calls, second.input_tokens, second.output_tokens) == (3, 15, 3)
+    assert (first.replayed, second.replayed) == (0, 3)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):

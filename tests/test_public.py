@@ -21,9 +21,11 @@ EMPTY = {"rerank_lab.first_stage", "rerank_lab.rerankers", "rerank_lab.training"
 
 def test_the_package_offers_this_and_nothing_else():
     assert rerank_lab.__all__ == [
+        "Abstainer",
         "BM25",
         "BiEncoder",
         "Candidate",
+        "Cascade",
         "CohereReranker",
         "ColBERT",
         "Collection",
@@ -48,13 +50,16 @@ def test_the_package_offers_this_and_nothing_else():
         "Reranker",
         "ScoreCache",
         "SetwiseReranker",
+        "Stage",
         "TEIReranker",
         "Usage",
         "VoyageReranker",
         "YesNoReranker",
+        "benchmark",
         "bootstrap_interval",
         "candidates_from",
         "compare",
+        "fit_abstainer",
         "known_models",
         "maxsim",
         "mean_pool",

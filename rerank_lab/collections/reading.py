@@ -15,31 +15,36 @@ from pathlib import Path
 from rerank_lab.collections.collection import Collection
 from rerank_lab.core import DataError, Passage
 
-__all__ = ["read_collection", "read_qrels", "read_run", "write_qrels", "write_run"]
+__all__ = ["MissingFileError", "read_collection", "read_qrels", "read_run", "write_qrels", "write_run"]
 
 
-def read_collection(spec: str | Path) -> Collection:
+class MissingFileError(DataError):
+    """A folder lacks a file of its layout."""
+
+
+def read_collection(spec: str | Path, *, judged: bool = True) -> Collection:
     """Read a collection.
 
     Args:
         spec: `lab`; a folder with corpus.jsonl, queries.jsonl and qrels.trec or qrels/test.tsv, each plain or .gz; or
             `ir_datasets:ID`, which needs the package ir-datasets and the web.
+        judged: whether a folder must have qrels.
 
     Raises:
         DataError: a file is missing or malformed.
     """
     spec = str(spec)
     if spec == "lab":
-        return _read_folder(Path(str(files("rerank_lab") / "data" / "lab")), "lab")
+        return _read_folder(Path(str(files("rerank_lab") / "data" / "lab")), "lab", judged)
     if spec.startswith("ir_datasets:"):
         return _read_ir_datasets(spec.removeprefix("ir_datasets:"))
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         raise DataError(f"collection {spec!r} is not a folder: give a folder, `lab`, or `ir_datasets:ID`")
-    return _read_folder(folder, folder.resolve().name)
+    return _read_folder(folder, folder.resolve().name, judged)
 
 
-def _read_folder(folder: Path, name: str) -> Collection:
+def _read_folder(folder: Path, name: str, judged: bool) -> Collection:
     passages: dict[str, Passage] = {}
     corpus = _find(folder, "corpus.jsonl")
     for number, row in _json_lines(corpus):
@@ -58,7 +63,12 @@ def _read_folder(folder: Path, name: str) -> Collection:
         queries[qid] = _text(asked, number, row, "text")
         if group := (row.get("metadata") or {}).get("phenomenon"):
             groups[qid] = group
-    qrels = read_qrels(_find(folder, "qrels.trec", "qrels/test.tsv"))
+    try:
+        qrels = read_qrels(_find(folder, "qrels.trec", "qrels/test.tsv"))
+    except MissingFileError as error:
+        if judged:
+            raise DataError(f"{error}; `rerank-lab judge {folder}` makes them") from None
+        qrels = {}
     runs: dict[str, Path] = {}
     for path in sorted(folder.glob("run.*.trec*")):
         short = path.name.split(".")[1]
@@ -92,7 +102,7 @@ def _find(folder: Path, *names: str) -> Path:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
-    raise DataError(f"{folder} has no {' or '.join(names)} (plain or .gz)")
+    raise MissingFileError(f"{folder} has no {' or '.join(names)} (plain or .gz)")
 
 
 def open_text(path: Path, mode: str = "r"):
@@ -161,9 +171,13 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
-    """Write judgments in TREC's format."""
-    with open_text(Path(path), "w") as stream:
-        stream.writelines(f"{q} 0 {p} {g}\n" for q, judged in qrels.items() for p, g in judged.items())
+    """Write judgments: in BEIR's layout to a `.tsv`, in TREC's to any other file."""
+    path = Path(path)
+    beir = path.name.removesuffix(".gz").endswith(".tsv")
+    with open_text(path, "w") as stream:
+        stream.write("query-id\tcorpus-id\tscore\n" if beir else "")
+        for qid, judged in qrels.items():
+            stream.writelines(f"{qid}\t{pid}\t{g}\n" if beir else f"{qid} 0 {pid} {g}\n" for pid, g in judged.items())
 
 
 def read_run(path: str | Path) -> dict[str, dict[str, float]]:

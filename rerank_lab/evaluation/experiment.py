@@ -18,7 +18,7 @@ from rerank_lab.core import Candidate, DataError, InputError, Ranking, Reranker,
 from rerank_lab.evaluation.metrics import measure, measures_for, oracle
 from rerank_lab.evaluation.significance import bootstrap_interval, holm, randomisation_test
 
-__all__ = ["Experiment", "System", "candidates_of_run", "compare"]
+__all__ = ["Experiment", "System", "candidates_of_run", "compare", "evaluate"]
 
 
 @dataclass
@@ -150,26 +150,42 @@ def compare(
     Raises:
         InputError: two systems of one name, an unknown baseline, or a depth below 1.
     """
-    if depth < 1:
-        raise InputError(f"depth is {depth}: give at least 1")
-    names = [first_stage, *(r.name for r in rerankers), "oracle"]
-    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
-    if twice:
-        raise InputError(f"two systems are called {twice!r}: give each a name of its own")
-    baseline = baseline or first_stage
-    if baseline not in names[:-1]:
-        raise InputError(f"baseline {baseline!r} is not among the systems: {', '.join(names[:-1])}")
+    baseline = _check([r.name for r in rerankers], first_stage, depth, baseline)
     queries = collection.judged()
     cut = {qid: list(candidates.get(qid, ()))[:depth] for qid in queries}
-
-    systems = [System(first_stage, {qid: Ranking(queries[qid], tuple(found)) for qid, found in cut.items()})]
-    for reranker in rerankers:
-        rankings = {
+    rankings = {
+        reranker.name: {
             qid: reranker.rerank(queries[qid], cut[qid])
             for qid in progress_bar(list(queries), f"{reranker.name}, depth {depth}", progress)
         }
-        usage = sum((r.usage for r in rankings.values()), Usage())
-        systems.append(System(reranker.name, rankings, usage=usage))
+        for reranker in rerankers
+    }
+    return evaluate(collection, cut, rankings, first_stage=first_stage, depth=depth, baseline=baseline)
+
+
+def evaluate(
+    collection: Collection,
+    candidates: Mapping[str, Sequence[Candidate]],
+    rankings: Mapping[str, Mapping[str, Ranking]],
+    *,
+    first_stage: str = "first stage",
+    depth: int = 100,
+    baseline: str | None = None,
+) -> Experiment:
+    """Measure rankings that were made before, beside the candidates' own order and the oracle.
+
+    Args:
+        rankings: by the name of the system and qid, of the candidates cut to `depth`.
+
+    The other arguments and the errors are those of `compare`.
+    """
+    baseline = _check(list(rankings), first_stage, depth, baseline)
+    queries = collection.judged()
+    cut = {qid: list(candidates.get(qid, ()))[:depth] for qid in queries}
+    systems = [System(first_stage, {qid: Ranking(queries[qid], tuple(found)) for qid, found in cut.items()})]
+    for name, made in rankings.items():
+        usage = sum((made[qid].usage for qid in queries), Usage())
+        systems.append(System(name, {qid: made[qid] for qid in queries}, usage=usage))
 
     first = {qid: r.to_run() for qid, r in systems[0].rankings.items()}
     best = {}
@@ -187,6 +203,19 @@ def compare(
         system.values = measure(system.places(), qrels, measures)
     _test(systems, baseline, list(queries))
     return Experiment(collection, first_stage, depth, baseline, systems)
+
+
+def _check(rerankers: list[str], first_stage: str, depth: int, baseline: str | None) -> str:
+    if depth < 1:
+        raise InputError(f"depth is {depth}: give at least 1")
+    names = [first_stage, *rerankers, "oracle"]
+    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if twice:
+        raise InputError(f"two systems are called {twice!r}: give each a name of its own")
+    baseline = baseline or first_stage
+    if baseline not in names[:-1]:
+        raise InputError(f"baseline {baseline!r} is not among the systems: {', '.join(names[:-1])}")
+    return baseline
 
 
 def _test(systems: list[System], baseline: str, qids: list[str]) -> None:

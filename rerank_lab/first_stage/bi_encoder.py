@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerank_lab.batching import encode_texts, length_limit, pad, progress_bar, token_budget_batches
-from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.batching import Encoded, encode_texts, length_limit, pad, progress_bar, token_budget_batches
+from rerank_lab.cache import Keep, ScoreCache, cached_scores
 from rerank_lab.checkpoints import adapted, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import Candidate, Passage, PointwiseReranker, Usage, candidates_from
 
@@ -95,22 +95,40 @@ class BiEncoder(PointwiseReranker):
         """Unit vectors of texts, shape (N, d), float32, on the CPU."""
         usage = usage if usage is not None else Usage()
         vectors = torch.empty(len(texts), self.model.config.hidden_size)
-        encoded = encode_texts(self.tokenizer, texts, self.max_length)
-        for batch in progress_bar(token_budget_batches([len(e) for e in encoded]), "encoding", progress):
-            ids, mask = pad([encoded[i].ids for i in batch], self.tokenizer.pad_token_id, self.model.device)
-            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, d)
-            vectors[batch] = mean_pool(states.float(), mask).cpu()
-            usage.calls += 1
-            usage.input_tokens += int(mask.sum())
-            usage.truncated += sum(encoded[i].truncated for i in batch)
+        rows = encode_texts(self.tokenizer, texts, self.max_length)
+        for batch in progress_bar(token_budget_batches([len(r) for r in rows]), "encoding", progress):
+            vectors[batch] = self._vectors([rows[i] for i in batch], usage)
         return vectors
 
+    def _vectors(self, rows: Sequence[Encoded], usage: Usage) -> Tensor:
+        """Unit vectors of one batch, shape (B, d)."""
+        ids, mask = pad([r.ids for r in rows], self.tokenizer.pad_token_id, self.model.device)
+        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, d)
+        usage.calls += 1
+        usage.input_tokens += int(mask.sum())
+        usage.truncated += sum(r.truncated for r in rows)
+        return mean_pool(states.float(), mask).cpu()
+
+    @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
-        def compute(texts: list[str]) -> list[float]:
-            vectors = self.encode([query, *texts], usage)
-            return (vectors[1:] @ vectors[0]).tolist()
+        def compute(texts: list[str], keep: Keep) -> list[float]:
+            rows = encode_texts(self.tokenizer, [query, *texts], self.max_length)
+            batches = token_budget_batches([len(r) for r in rows])
+            scores = torch.empty(len(rows))
+            # every score needs the query's vector, so the batch with row 0 comes first
+            for batch in sorted(batches, key=lambda rows_of: 0 not in rows_of):
+                vectors = self._vectors([rows[i] for i in batch], usage)
+                if 0 in batch:
+                    asked = vectors[batch.index(0)]  # (d,)
+                scores[batch] = vectors @ asked
+                of_texts = [i for i in batch if i > 0]
+                keep([i - 1 for i in of_texts], scores[of_texts].tolist())
+            return scores[1:].tolist()
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool]:
+        return [row.truncated for row in encode_texts(self.tokenizer, [p.text for p in passages], self.max_length)]
 
 
 class DenseIndex:

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from time import perf_counter
 
-from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.cache import Keep, ScoreCache, cached_scores
 from rerank_lab.core import InputError, Passage, PointwiseReranker, Usage
 from rerank_lab.prices import cost, price
 from rerank_lab.transport import APIError, Vendor, with_retries
@@ -97,14 +97,12 @@ class HostedReranker(PointwiseReranker):
         visible = [p for p in passages if p.text.strip()]
         usage.pairs += len(passages) - len(visible)
 
-        def compute(texts: list[str]) -> list[float]:
+        def compute(texts: list[str], keep: Keep) -> list[float]:
             scores: list[float] = []
             for first in range(0, len(texts), self.batch_size):
                 batch = texts[first : first + self.batch_size]
                 answered = self._ask(query, batch, usage)
-                if self.cache is not None:  # now, not at the end: the next batch may fail
-                    keys = [ScoreCache.key(self.cache_key, query, text) for text in batch]
-                    self.cache.put(dict(zip(keys, answered, strict=True)))
+                keep(range(first, first + len(batch)), answered)  # now, not at the end: the next batch may fail
                 scores += answered
             return scores
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rerank_lab.batching import Encoded, pad, score_in_batches, token_budget_batches
-from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.cache import Keep, ScoreCache, cached_scores
 from rerank_lab.checkpoints import resolve
 from rerank_lab.core import InputError, Passage, PointwiseReranker, Usage
 from rerank_lab.rerankers.colbert_layouts import Format, lab_format, passage_rows, positions, query_row, read
@@ -166,8 +166,12 @@ class ColBERT(PointwiseReranker):
 
     @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
-        def compute(texts: list[str]) -> list[float]:
+        def compute(texts: list[str], keep: Keep) -> list[float]:
             tokens = self.encode_query(query, usage).to(self.model.device)  # (Lq, d)
-            return score_in_batches(self.passage_rows(texts), lambda rows: maxsim(tokens, *self._vectors(rows)), usage)
+            rows = self.passage_rows(texts)
+            return score_in_batches(rows, lambda batch: maxsim(tokens, *self._vectors(batch)), usage, keep)
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool]:
+        return [row.truncated for row in self.passage_rows([p.text for p in passages])]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rerank_lab.batching import Encoded, encode_pairs, encode_texts, length_limit, pad, score_in_batches
-from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.cache import Keep, ScoreCache, cached_scores
 from rerank_lab.checkpoints import Checkpoint, adapted, load, load_model, load_tokenizer, merge_lora, resolve
 from rerank_lab.core import CheckpointError, InputError, Passage, PointwiseReranker, Usage
 from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
@@ -77,10 +77,13 @@ class CrossEncoder(PointwiseReranker):
 
     @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
-        def compute(texts: list[str]) -> list[float]:
-            return score_in_batches(self.encode(query, texts), self.forward, usage)
+        def compute(texts: list[str], keep: Keep) -> list[float]:
+            return score_in_batches(self.encode(query, texts), self.forward, usage, keep)
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool]:
+        return [row.truncated for row in self.encode(query, [p.text for p in passages])]
 
 
 def _classifier(checkpoint: Checkpoint, max_length: int | None, dtype: str, device: str):

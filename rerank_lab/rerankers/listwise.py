@@ -9,7 +9,7 @@ Sun et al., Is ChatGPT Good at Search?, EMNLP 2023. https://arxiv.org/abs/2304.0
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from rerank_lab.core import Candidate, InputError, Passage, Ranking, Repairs, Reranker, Usage, check_request, in_places
@@ -118,6 +118,15 @@ class ListwiseReranker(Reranker):
     def rerank(self, query: str, candidates: Sequence[Candidate], *, top_k: int | None = None) -> Ranking:
         check_request(query, candidates, top_k)
         start, usage = perf_counter(), Usage()
+        moves = list(self.moves(query, candidates, usage))
+        places = moves[-1][1] if moves else []
+        usage.seconds = perf_counter() - start
+        return in_places(query, candidates, places, top_k, usage)
+
+    def moves(
+        self, query: str, candidates: Sequence[Candidate], usage: Usage
+    ) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """Where each window stood, and the whole order after its answer, as indices of candidates, best first."""
         places = list(range(len(candidates)))
         shown = [self._cut(c.passage, usage) for c in candidates[: self.depth]]
         for low, high in windows(len(shown), self.window, self.step):
@@ -127,8 +136,10 @@ class ListwiseReranker(Reranker):
             places[low:high] = [places[low + i] for i in permutation]
             usage.pairs += high - low
             usage.repairs += repairs
-        usage.seconds = perf_counter() - start
-        return in_places(query, candidates, places, top_k, usage)
+            yield (low, high), list(places)
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool]:
+        return [first_words(p.text, self.words)[1] for p in passages]
 
     def _cut(self, passage: Passage, usage: Usage) -> str:
         text, cut = first_words(passage.text, self.words)

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from rerank_lab.batching import score_in_batches
-from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.cache import Keep, ScoreCache, cached_scores
 from rerank_lab.core import (
     Candidate,
     InputError,
@@ -60,11 +60,14 @@ class MonoT5(PointwiseReranker):
 
     @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
-        def compute(texts: list[str]) -> list[float]:
+        def compute(texts: list[str], keep: Keep) -> list[float]:
             rows = self.answers.encode(MONO, query, [(text,) for text in texts])
-            return score_in_batches(rows, lambda batch: logsigmoid(self.answers.log_odds(batch)), usage)
+            return score_in_batches(rows, lambda batch: logsigmoid(self.answers.log_odds(batch)), usage, keep)
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool]:
+        return [row.truncated for row in self.answers.encode(MONO, query, [(p.text,) for p in passages])]
 
 
 # How the chances p[i][j] that passage i beats passage j add up to a score of i (Pradeep et al., 2021, section 3.3)
@@ -156,9 +159,9 @@ class DuoT5(Reranker):
         keys = [f"{len(a)} {a}{b}" for a, b in both]  # the length keeps ("ab", "c") and ("a", "bc") apart
         texts = dict(zip(keys, both, strict=True))
 
-        def compute(missing: list[str]) -> list[float]:
+        def compute(missing: list[str], keep: Keep) -> list[float]:
             rows = self.answers.encode(DUO, query, [texts[key] for key in missing])
-            return score_in_batches(rows, lambda batch: torch.sigmoid(self.answers.log_odds(batch)), usage)
+            return score_in_batches(rows, lambda batch: torch.sigmoid(self.answers.log_odds(batch)), usage, keep)
 
         asked = [Passage("", key) for key in keys]
         chances = cached_scores(self.cache, self.cache_key, query, asked, compute, usage)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from rerank_lab.core import Candidate, InputError, Ranking, Repairs, Reranker, Usage, check_request, in_places
+from rerank_lab.core import Candidate, InputError, Passage, Ranking, Repairs, Reranker, Usage, check_request, in_places
 from rerank_lab.llm import Chat, Message, ask_all, parse_label, prompts
 from rerank_lab.rerankers.heap import best_first
 
@@ -108,6 +108,25 @@ class PairwiseReranker(Reranker):
         check_request(query, candidates, top_k)
         start, usage = perf_counter(), Usage()
         texts = [c.text for c in candidates[: self.depth]]
+        compare = self._judge(query, texts, usage)
+        if self.method == "all-pairs":
+            places = all_pairs(len(texts), compare)
+        elif self.method == "heapsort":
+            places = heapsort(len(texts), compare, self.k)
+        else:
+            places = sliding(len(texts), compare, self.k)
+        places += range(len(texts), len(candidates))
+        usage.seconds = perf_counter() - start
+        return in_places(query, candidates, places, top_k, usage)
+
+    def matrix(self, query: str, passages: Sequence[Passage], usage: Usage | None = None) -> list[list[float]]:
+        """s[i][j]: 1 where passage i beats passage j in both orders, 0 where j does, else 0.5; shape (n, n)."""
+        compare = self._judge(query, [p.text for p in passages], usage if usage is not None else Usage())
+        n = len(passages)
+        return [[0.5 if i == j else compare(i, j) for j in range(n)] for i in range(n)]
+
+    def _judge(self, query: str, texts: Sequence[str], usage: Usage) -> Compare:
+        """A comparison that asks about two texts once, whatever their order."""
         known: dict[tuple[str, str], float] = {}
 
         def compare(i: int, j: int) -> float:
@@ -119,15 +138,7 @@ class PairwiseReranker(Reranker):
                 known[b, a] = 1 - known[a, b]
             return known[a, b]
 
-        if self.method == "all-pairs":
-            places = all_pairs(len(texts), compare)
-        elif self.method == "heapsort":
-            places = heapsort(len(texts), compare, self.k)
-        else:
-            places = sliding(len(texts), compare, self.k)
-        places += range(len(texts), len(candidates))
-        usage.seconds = perf_counter() - start
-        return in_places(query, candidates, places, top_k, usage)
+        return compare
 
     def _ask(self, query: str, a: str, b: str, usage: Usage) -> float:
         """The share of the two orders in which a is named; an answer that names neither counts for nobody."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rerank_lab.batching import Encoded, encode_template, pad, score_in_batches
-from rerank_lab.cache import ScoreCache, cached_scores
+from rerank_lab.cache import Keep, ScoreCache, cached_scores
 from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
 from rerank_lab.core import InputError, Passage, PointwiseReranker, Repairs, Usage
 from rerank_lab.llm import Chat, ask_all, prompts, spoken
@@ -111,11 +111,16 @@ class Qwen3Reranker(PointwiseReranker):
 
     @torch.inference_mode()
     def _score(self, query: str, passages: Sequence[Passage], usage: Usage) -> list[float]:
-        def compute(texts: list[str]) -> list[float]:
-            rows = encode_template(self.tokenizer, self.template, query, [(t,) for t in texts], self.max_length)
-            return score_in_batches(rows, self.chance_of_yes, usage)
+        def compute(texts: list[str], keep: Keep) -> list[float]:
+            return score_in_batches(self._rows(query, texts), self.chance_of_yes, usage, keep)
 
         return cached_scores(self.cache, self.cache_key, query, passages, compute, usage)
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool]:
+        return [row.truncated for row in self._rows(query, [p.text for p in passages])]
+
+    def _rows(self, query: str, texts: Sequence[str]) -> list[Encoded]:
+        return encode_template(self.tokenizer, self.template, query, [(t,) for t in texts], self.max_length)
 
     def chance_of_yes(self, rows: Sequence[Encoded]) -> Tensor:
         """P(yes) as the next token of prompts, shape (B,)."""

@@ -1,0 +1,171 @@
+"""The facts of a benchmark, system by system.
+
+systems      a row each: `name`, `first_stage`, `reranker` (None: the first stage alone), `measures` with 95 %
+             intervals, `values` (nDCG@10 by qid), `unjudged` (share of the top ten), `cost`, and where it reranks
+             `against_first`, `against_cheaper`, `against_best`, `types`, `truncation`, `calibration`, `examples`
+oracles      by first stage: the same candidates in the best order
+depths       by first stage: nDCG@10 of rerankers and oracle, and recall, at each depth
+fronts       the Pareto fronts of nDCG@10 against seconds and against dollars
+recommended  the name of the best system that is proven
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rerank_lab.collections.collection import Collection
+from rerank_lab.core import InputError, Reranker, Usage
+from rerank_lab.evaluation.bench_details import FirstStage, calibration, depths, examples, truncation
+from rerank_lab.evaluation.costs import billed_as, costs, latency
+from rerank_lab.evaluation.experiment import Experiment, System
+from rerank_lab.evaluation.facts import cheaper, differences_by_type, paired, pareto, query_types, recommended
+from rerank_lab.evaluation.significance import holm, randomisation_test
+from rerank_lab.evaluation.traces import unjudged_share
+
+__all__ = ["Made", "facts"]
+
+QUALITY = "nDCG@10"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was measured over one first stage.
+
+    Attributes:
+        stage: the first stage.
+        experiment: its own order, the rerankers, the oracle.
+        rerankers: by the system's name.
+        usages: by the system's name and qid, of what was computed.
+    """
+
+    stage: FirstStage
+    experiment: Experiment
+    rerankers: Mapping[str, Reranker]
+    usages: Mapping[str, Mapping[str, Usage]]
+
+
+def facts(collection: Collection, made: Sequence[Made], *, baseline: str | None, prices: Mapping[str, dict]) -> dict:
+    """Everything that is told about the systems, as plain data.
+
+    Raises:
+        InputError: the baseline is none of the systems.
+    """
+    types = query_types(collection.queries, collection.groups)
+    rows = [row for one in made for row in _rows(collection, one, types, prices)]
+    _borrow_latency(rows)
+    names = [row["name"] for row in rows]
+    if baseline is not None and baseline not in names:
+        raise InputError(f"baseline {baseline!r} is not among the systems: {', '.join(names)}")
+    _compare(rows, baseline)
+    best = recommended([{**row, "mean": row["measures"][QUALITY]["value"]} for row in rows])
+    chosen = next(row for row in rows if row["name"] == best)
+    for row in rows:
+        if row is not chosen:
+            row["against_best"] = _paired(row, chosen)
+    fronts = {
+        unit: pareto({r["name"]: (r["cost"][unit], _quality(r)) for r in rows if r["cost"][unit] is not None})
+        for unit in ("seconds", "dollars")
+    }
+    return {
+        "baseline": baseline,
+        "recommended": best,
+        "types_by": "the collection's groups" if collection.groups else "length and form of the query",
+        "systems": rows,
+        "oracles": {one.stage.name: _measures(one.experiment["oracle"]) for one in made},
+        "depths": {one.stage.name: depths(collection, one.stage, one.experiment, one.rerankers) for one in made},
+        "fronts": fronts,
+    }
+
+
+def _quality(row: Mapping) -> float:
+    return row["measures"][QUALITY]["value"]
+
+
+def _measures(system: System) -> dict:
+    intervals = {name: system.interval(name) for name in system.values}
+    return {name: {"value": system.mean(name), "low": low, "high": high} for name, (low, high) in intervals.items()}
+
+
+def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[str, dict]) -> list[dict]:
+    stage, experiment = made.stage, made.experiment
+    first = experiment.systems[0]
+    search = latency([stage.seconds[qid] for qid in collection.queries]) if stage.seconds else None
+    hour = prices.get("machine", {}).get("hour", 0.0)
+    rows = []
+    for system in experiment.systems[:-1]:
+        reranker = made.rerankers.get(system.name)
+        row = {
+            "name": system.name,
+            "first_stage": stage.name,
+            "reranker": reranker and reranker.name,
+            "measures": _measures(system),
+            "values": dict(system.values[QUALITY]),
+            "unjudged": unjudged_share(system.rankings, collection.qrels),
+        }
+        if reranker is None:
+            seconds = search and search["p50"]
+            free = search["mean"] * hour / 3600 if search else 0.0
+            row["cost"] = {"search": search, "rerank": None, "seconds": seconds, "dollars": free}
+        else:
+            used = {qid: u for qid, u in made.usages[system.name].items() if qid in collection.queries}
+            spent = costs(used, len(collection.queries), billed_as(reranker), prices, search)
+            row["cost"] = {"search": search, **spent}
+            row["against_first"] = {"system": first.name, **_paired_values(system, first), "p": system.p}
+            row["types"] = differences_by_type(system.values[QUALITY], first.values[QUALITY], types)
+            row["truncation"] = truncation(collection, stage, reranker)
+            row["calibration"] = calibration(collection, system, reranker)
+            row["examples"] = examples(collection, system, first)
+        rows.append(row)
+    return rows
+
+
+def _paired_values(a: System, b: System) -> dict:
+    left, right = a.values[QUALITY], b.values[QUALITY]
+    return paired([left[q] for q in left], [right[q] for q in left])
+
+
+def _paired(a: Mapping, b: Mapping) -> dict:
+    return {"system": b["name"], **paired(list(a["values"].values()), [b["values"][q] for q in a["values"]])}
+
+
+def _borrow_latency(rows: list[dict]) -> None:
+    """A reranker that was timed over too few queries of one first stage, for the cache knew the pairs from another,
+    takes the time that it took there: its work depends on how many passages it reads, not on who found them."""
+    for row in rows:
+        cost = row["cost"]
+        others = [r for r in rows if r["reranker"] == row["reranker"] and r is not row and r["cost"].get("rerank")]
+        if row["reranker"] is None or not others:
+            continue
+        best = max(others, key=lambda r: r["cost"]["rerank"]["queries"])
+        if cost["rerank"] is None or cost["rerank"]["queries"] < min(10, best["cost"]["rerank"]["queries"]):
+            search, lent = cost["search"], best["cost"]
+            had = lent["search"]["p50"] if lent["search"] else 0.0
+            cost |= {k: lent[k] for k in lent if k not in {"search", "not_timed"}} | {"borrowed_from": best["name"]}
+            cost["seconds"] = lent["seconds"] - had + (search["p50"] if search else 0.0)
+
+
+def _compare(rows: list[dict], baseline: str | None) -> None:
+    """Tests against the first stage, the best cheaper system and the baseline, corrected together by Holm's rule."""
+    tests = []
+    by_name = {row["name"]: row for row in rows}
+    for row in rows:
+        if row["reranker"] is not None:
+            tests.append(row["against_first"])
+            first = by_name[row["first_stage"]]
+            below = [first, *(r for r in rows if r is not row and cheaper(r["cost"], row["cost"]))]
+            row["against_cheaper"] = _tested(row, max(below, key=_quality), tests)
+        if baseline is not None and row["name"] != baseline:
+            row["against_baseline"] = _tested(row, by_name[baseline], tests)
+    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = corrected
+
+
+def _tested(row: dict, other: dict, tests: list[dict]) -> dict:
+    first = row.get("against_first")
+    if first and first["system"] == other["name"]:
+        return first
+    test = _paired(row, other)
+    values = list(row["values"].values()), [other["values"][q] for q in row["values"]]
+    tests.append(test | {"p": randomisation_test(*values)})
+    return tests[-1]
