@@ -323,6 +323,28 @@ def serve(
 
 
 @app.command()
+def mcp(
+    collection: CollectionName = "lab",
+    first_stage: Stage = "bm25",
+    reranker: RerankerName = "cross-encoder",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    no_cache: NoCache = False,
+) -> None:
+    """Offer search and rerank as tools of the Model Context Protocol, over standard input and output."""
+    from rerank_lab.collections import read_collection
+
+    try:
+        from rerank_lab.integrations.mcp import create_server
+    except ModuleNotFoundError as error:
+        raise InputError("`rerank-lab mcp` needs the official SDK: pip install rerank-lab[mcp]") from error
+    passages = list(read_collection(collection).passages.values())
+    stage = _first_stage(first_stage, passages, dtype, device)
+    model = _reranker(reranker, dtype, device, _cache(no_cache))
+    create_server(stage, model, about=f"the collection {collection!r}").run()
+
+
+@app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
     """List the known models of all families."""
     from rich.console import Console
