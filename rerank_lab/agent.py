@@ -2,7 +2,7 @@
 
     plan          a language model writes search strings for the question
     search        the first stage finds candidates for the question and for each string; all go into one pool
-    rerank        the pool is ordered for the question as the user asked it
+    rerank        the best of the pool are ordered for the question as the user asked it
     judge         enough is found when the best passage answers with a probability of at least the threshold
     reformulate   otherwise the model sees what was searched and writes other strings
     stop          enough, or no round is left, or nothing new was written
@@ -34,7 +34,7 @@ class Round:
 
     Attributes:
         searches: strings that were searched in it.
-        ranking: the whole pool after it, best first.
+        ranking: what was reranked after it, best first.
         probability: that the best passage answers; 0 for an empty pool.
     """
 
@@ -62,7 +62,7 @@ class Hunt:
 
     @property
     def ranking(self) -> Ranking:
-        """The pool as it was ordered last."""
+        """What was found, as it was ordered last."""
         return self.rounds[-1].ranking if self.rounds else Ranking(self.query, ())
 
     @property
@@ -100,9 +100,10 @@ class SearchAgent:
         rounds: at most this many; each asks the model once.
         strings: search strings that the model writes in a round.
         depth: candidates taken from each search.
+        pool: passages that are reranked in a round, the best of all searches so far by their fusion.
 
     Raises:
-        InputError: a threshold that is no probability, or rounds, strings or depth below 1.
+        InputError: a threshold that is no probability, or another number below 1.
     """
 
     def __init__(
@@ -116,13 +117,15 @@ class SearchAgent:
         rounds: int = 3,
         strings: int = 2,
         depth: int = 10,
+        pool: int = 20,
     ):
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold}: give a probability between 0 and 1")
-        if min(rounds, strings, depth) < 1:
-            raise InputError(f"rounds, strings and depth are {rounds}, {strings} and {depth}: give at least 1 of each")
+        for name, value in {"rounds": rounds, "strings": strings, "depth": depth, "pool": pool}.items():
+            if value < 1:
+                raise InputError(f"{name} is {value}: give at least 1")
         self.chat, self.search, self.reranker, self.judge = chat, search, reranker, judge
-        self.threshold, self.rounds, self.strings, self.depth = threshold, rounds, strings, depth
+        self.threshold, self.rounds, self.strings, self.depth, self.pool = threshold, rounds, strings, depth, pool
 
     def run(self, query: str) -> Hunt:
         """Search until enough is found.
@@ -143,7 +146,7 @@ class SearchAgent:
                 stopped = "nothing new"
                 break
             found |= {s: self.search(s, self.depth) for s in searches}
-            ranking = self.reranker.rerank(query, pooled(found.values()))
+            ranking = self.reranker.rerank(query, pooled(found.values())[: self.pool])
             ranked += ranking.usage
             rounds.append(Round(tuple(searches), ranking, self.judge(ranking) if len(ranking) else 0.0))
             if rounds[-1].probability >= self.threshold:

@@ -130,14 +130,22 @@ def test_only_so_many_strings_and_candidates_are_taken():
     assert len(hunt.ranking) == 2
 
 
+def test_only_the_best_of_the_pool_are_reranked():
+    reranker = ByWord("casts")
+    loop = agent(Script("night tram\nnight", "late boat"), reranker, lambda ranking: 0.0, pool=1, rounds=2)
+    assert [c.pid for c in loop.run("soup").ranking] == ["soup"]
+    assert [pids for _, pids in reranker.seen] == [["soup"], ["soup"]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"threshold": 1.5}, r"threshold is 1\.5: give a probability"),
         ({"threshold": float("nan")}, r"threshold is nan"),
-        ({"rounds": 0}, r"rounds, strings and depth are 0, 2 and 10: give at least 1"),
-        ({"strings": 0}, r"3, 0 and 10"),
-        ({"depth": -1}, r"3, 2 and -1"),
+        ({"rounds": 0}, r"rounds is 0: give at least 1"),
+        ({"strings": 0}, r"strings is 0"),
+        ({"depth": -1}, r"depth is -1"),
+        ({"pool": 0}, r"pool is 0"),
     ],
 )
 def test_an_agent_that_could_do_nothing_is_refused(options, message):
