@@ -52,6 +52,7 @@ def test_the_package_offers_this_and_nothing_else():
         "RerankLabError",
         "Reranker",
         "ScoreCache",
+        "SearchAgent",
         "SetwiseReranker",
         "TEIReranker",
         "Usage",
