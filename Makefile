@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 PORT ?= 8000
-EXTRAS := book,offline,api,serve,train,dev
+EXTRAS := book,offline,api,serve,train,langchain,llama-index,mcp,ray,dev
 QUIET_HUB := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help

@@ -39,6 +39,7 @@ _WHERE = {
     "rerankers.pairwise": ["PairwiseReranker"],
     "rerankers.pointwise_llm": ["Qwen3Reranker", "YesNoReranker"],
     "rerankers.setwise": ["SetwiseReranker"],
+    "agent": ["SearchAgent"],
     "endpoint": ["Endpoint"],
     "llm": ["LocalModel", "Recorder"],
     "collections": ["Collection", "read_collection", "read_run", "write_run"],

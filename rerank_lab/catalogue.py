@@ -157,9 +157,13 @@ _LOADERS: dict[str, Callable[[str, dict, ScoreCache | None], Reranker]] = {
 }
 
 
-def recorded_replies() -> Path:
-    """The record that comes with the package: a language model's answers for the lab collection."""
-    return Path(str(files("rerank_lab"))) / "data" / "recorded" / "lab.jsonl"
+def recorded_replies(name: str = "lab") -> Path:
+    """A record that comes with the package: a language model's answers for the lab collection.
+
+    Args:
+        name: `lab`, the answers to rerankers; `agent`, those to the search agent.
+    """
+    return Path(str(files("rerank_lab"))) / "data" / "recorded" / f"{name}.jsonl"
 
 
 def chat_from_environment():

@@ -1,4 +1,4 @@
-"""`rerank-lab`: search, rerank, compare, bench, judge, serve, models. Bad input ends with one line and exit code 2."""
+"""`rerank-lab`: search, rerank, compare, bench, judge, serve, mcp, models. Bad input ends with one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -263,6 +263,28 @@ def serve(
     model = load_reranker(reranker, dtype, device, cache_unless(no_cache))
     key = os.environ.get("RERANK_LAB_API_KEY") or None
     run_server(create_app({reranker: model}, api_key=key), host=host, port=port)
+
+
+@app.command()
+def mcp(
+    collection: CollectionName = "lab",
+    first_stage: Stage = "bm25",
+    reranker: RerankerName = "cross-encoder",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    no_cache: NoCache = False,
+) -> None:
+    """Offer search and rerank as tools of the Model Context Protocol, over standard input and output."""
+    from rerank_lab.collections import read_collection
+
+    try:
+        from rerank_lab.integrations.mcp import create_server
+    except ModuleNotFoundError as error:
+        raise InputError("`rerank-lab mcp` needs the official SDK: pip install rerank-lab[mcp]") from error
+    passages = list(read_collection(collection).passages.values())
+    stage = load_first_stage(first_stage, passages, dtype, device)
+    model = load_reranker(reranker, dtype, device, cache_unless(no_cache))
+    create_server(stage, model, about=f"the collection {collection!r}").run()
 
 
 @app.command()

@@ -350,3 +350,22 @@ def test_bare_strings_become_candidates_with_their_place_as_pid():
 def test_candidates_need_one_score_each():
     with pytest.raises(InputError, match="2 passages but 1 scores"):
         candidates_from(["a", "b"], scores=[1.0])
+
+
+def test_in_langchain_and_in_llama_index_it_gives_the_order_that_it_gives_alone(reranker):
+    from langchain_core.documents import Document
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from rerank_lab.integrations.langchain import RerankCompressor
+    from rerank_lab.integrations.llama_index import RerankPostprocessor
+
+    texts = [text for text in TEXTS if text]
+    alone = reranker.rerank(QUERY, candidates_from(texts), top_k=4)
+    documents = RerankCompressor(reranker=reranker, top_n=4).compress_documents([Document(t) for t in texts], QUERY)
+    nodes = RerankPostprocessor(reranker=reranker, top_n=4).postprocess_nodes(
+        [NodeWithScore(node=TextNode(text=text)) for text in texts], query_str=QUERY
+    )
+    assert [d.page_content for d in documents] == [n.text for n in nodes] == [c.text for c in alone]
+    scores = [c.score for c in alone]
+    assert [d.metadata["relevance_score"] for d in documents] == pytest.approx(scores, abs=1e-5)
+    assert [n.score for n in nodes] == pytest.approx(scores, abs=1e-5)

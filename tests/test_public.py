@@ -16,7 +16,12 @@ MODULES = sorted(
     for m in pkgutil.walk_packages(rerank_lab.__path__, "rerank_lab.")
     if not m.name.split(".")[-1].startswith("_")
 )
-EMPTY = {"rerank_lab.first_stage", "rerank_lab.rerankers", "rerank_lab.training"}  # packages that only hold modules
+EMPTY = {  # packages that only hold modules
+    "rerank_lab.first_stage",
+    "rerank_lab.integrations",
+    "rerank_lab.rerankers",
+    "rerank_lab.training",
+}
 
 
 def test_the_package_offers_this_and_nothing_else():
@@ -49,6 +54,7 @@ def test_the_package_offers_this_and_nothing_else():
         "RerankLabError",
         "Reranker",
         "ScoreCache",
+        "SearchAgent",
         "SetwiseReranker",
         "Stage",
         "TEIReranker",

@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"
-EXTRAS = ("book", "offline", "api", "serve", "train", "dev")  # as the Makefile installs
+EXTRAS = ("book", "offline", "api", "serve", "train", "langchain", "llama-index", "mcp", "ray", "dev")  # as in Makefile
 MARKERS = {  # the environment that the pins are for, whatever machine writes them
     "python_version": PYTHON,
     "python_full_version": f"{PYTHON}.9",

@@ -180,21 +180,27 @@ def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | Path) -> Non
             stream.writelines(f"{qid}\t{pid}\t{g}\n" if beir else f"{qid} 0 {pid} {g}\n" for pid, g in judged.items())
 
 
-def read_run(path: str | Path) -> dict[str, dict[str, float]]:
-    """Read a TREC run, `qid Q0 pid rank score tag`; passages of a query come best first, ties in file order."""
+def run_lines(path: str | Path) -> Iterator[tuple[int, str, str, float]]:
+    """The lines of a TREC run, `qid Q0 pid rank score tag`, one after the other: number, qid, pid and score."""
     path = Path(path)
-    run: dict[str, dict[str, float]] = {}
     for number, line in numbered_lines(path):
         fields = line.split()
         if len(fields) != 6:
             raise DataError(f"{path}:{number}: expected `qid Q0 pid rank score tag`, got {line.strip()!r}")
-        qid, pid = fields[0], fields[2]
         try:
             score = float(fields[4])
         except ValueError as error:
             raise DataError(f"{path}:{number}: score {fields[4]!r} is not a number") from error
         if not isfinite(score):
             raise DataError(f"{path}:{number}: score {fields[4]!r} is not a finite number")
+        yield number, fields[0], fields[2], score
+
+
+def read_run(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read a TREC run, `qid Q0 pid rank score tag`; passages of a query come best first, ties in file order."""
+    path = Path(path)
+    run: dict[str, dict[str, float]] = {}
+    for number, qid, pid, score in run_lines(path):
         if pid in run.setdefault(qid, {}):
             raise DataError(f"{path}:{number}: query {qid!r} lists passage {pid!r} twice")
         run[qid][pid] = score
