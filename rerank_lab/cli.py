@@ -1,4 +1,4 @@
-"""`rerank-lab`: search, rerank, compare, bench, judge, serve, mcp, models. Bad input ends with one line and exit code 2."""
+"""`rerank-lab`: search, rerank, compare, bench, judge, serve, mcp, models. Bad input: one line, exit code 2."""
 
 from __future__ import annotations
 
