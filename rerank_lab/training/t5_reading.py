@@ -62,7 +62,8 @@ class T5Reading(Reading):
         self.answers = TrueOrFalse(self.model, self.tokenizer, max_length=config["max_length"])
 
     def compile_model(self) -> None:
-        self.model.encoder.bert.compile(dynamic=True)
+        for part in (self.model.encoder.bert, self.model.encoder.layers, self.model.decoder):
+            part.compile(dynamic=True)
 
     def parameter_groups(self) -> list[dict]:
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
