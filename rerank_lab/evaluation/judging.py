@@ -23,7 +23,7 @@ from rerank_lab.collections.collection import Collection
 from rerank_lab.core import Candidate, DataError, Usage
 from rerank_lab.llm import Chat, ask_all, prompts, spoken, whole_lines
 
-__all__ = ["USER", "Judgments", "cohen_kappa", "judge_by_chat", "parse_grade", "pool"]
+__all__ = ["Judgments", "cohen_kappa", "judge_by_chat", "parse_grade", "pool"]
 
 USER = "user"  # by whom a judgment at the terminal is
 Pair = tuple[str, str]  # qid and pid
