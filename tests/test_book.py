@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
-PAGES = sorted([*(BOOK / "chapters").glob("*.md"), *(BOOK / "solutions").glob("*.md")])
+PAGES = sorted([*(BOOK / "chapters").glob("*.md"), *(BOOK / "solutions").glob("*.md"), BOOK / "stack.md"])
 CHAPTERS = [p for p in PAGES if p.parent.name == "chapters"]
 
 

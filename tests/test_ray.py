@@ -113,6 +113,7 @@ def test_every_passage_is_found_whatever_its_pid(texts):
         (QUERIES, {}, "the run is empty"),
         ({}, RUN, "query 'q0', which is not among the queries"),
         ({**QUERIES, "q0": " "}, RUN, "the query is ' '"),
+        ({**QUERIES, "q0": "half \ud83d"}, RUN, "query 'q0' holds half of a surrogate pair"),
     ],
 )
 def test_requests_that_cannot_be_are_refused(tmp_path, queries, run, message):
@@ -143,6 +144,8 @@ def test_a_pid_that_occurs_twice_and_files_that_are_missing_are_refused(tmp_path
         passage_table(tmp_path / "passages.parquet")
     with pytest.raises(DataError, match=r"nowhere\.parquet cannot be read as parquet"):
         passage_table(tmp_path / "nowhere.parquet")
+    with pytest.raises(DataError, match="a passage holds half of a surrogate pair"):
+        passage_table({"a": Passage("a", "half \ud83d")})
     with pytest.raises(DataError, match="holds no scores"):
         read_scores(tmp_path)
 
@@ -155,14 +158,7 @@ def cluster():
     """A cluster as `score_run` starts it for two actors; gives its address."""
     import ray
 
-    for attempt in range(3):
-        try:
-            lab_ray._connect(2, "cpu")
-            break
-        except Exception as error:  # Ray waits 30 seconds for its own processes, and a busy machine may take longer
-            if "timed out during startup" not in str(error) or attempt == 2:
-                raise
-            ray.shutdown()
+    lab_ray._connect(2, "cpu")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

@@ -93,7 +93,8 @@ def write_requests(
     rows = _requests(_texts(queries), run, depth)
     while some := list(islice(rows, QUERIES_A_FILE)):
         for row in some:
-            digest.update("\0".join([row["qid"], row["query"], *row["pid"], ""]).encode("utf-8", "surrogatepass"))
+            with _unicode(f"query {row['qid']!r}"):
+                digest.update("\0".join([row["qid"], row["query"], *row["pid"], ""]).encode())
         pq.write_table(pa.Table.from_pylist(some, schema), folder / f"part-{count // QUERIES_A_FILE:05}.parquet")
         count += len(some)
     if not count:
@@ -146,7 +147,8 @@ def passage_table(passages: Mapping[str, Passage] | Path) -> pa.Table:
     import pyarrow.compute as pc
 
     if isinstance(passages, Mapping):
-        table = pa.table({"pid": list(passages), "text": [p.text for p in passages.values()]}, _passage_schema())
+        with _unicode("a passage"):
+            table = pa.table({"pid": list(passages), "text": [p.text for p in passages.values()]}, _passage_schema())
     else:
         with _refusing(passages):
             table = _scanner(passages, "pid", "text", optional="title").to_table()
@@ -211,6 +213,14 @@ def _scanner(path: Path, *columns: str, optional: str = ""):
 
 def _format(path: Path) -> str:
     return "json" if path.name.endswith((".jsonl", ".jsonl.gz")) else "parquet"
+
+
+@contextmanager
+def _unicode(where: str):
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} holds half of a surrogate pair: the text is not valid Unicode") from error
 
 
 @contextmanager
