@@ -25,7 +25,15 @@ from rerank_lab.rerankers.gated import GatedCrossEncoder
 
 FOLDER = Path(os.environ.get("RERANK_LAB_BENCH", "../shared/data"))
 OUT = Path("rerank_lab/data/measured.json")
-SYSTEMS = ["bi-encoder", "lab-bi-encoder", "colbert", "cross-encoder", "lab-fused", "monot5"]
+SYSTEMS = [
+    "bi-encoder",
+    "lab-bi-encoder",
+    "colbert",
+    "cross-encoder",
+    "lab-fused",
+    "monot5",
+    "colbert:100+cross-encoder:20",
+]
 MEASURED = {  # collection: where it is, depth, queries (None: all)
     "lab": ("lab", 50, None),
     "trec-dl-2019": (str(FOLDER / "trec-dl-2019"), 100, None),

@@ -129,22 +129,44 @@ def scatter(points: Sequence[Mapping], *, x_name: str, spell, says: str) -> Mark
     for a, b in pairwise(front):
         ends = {"x1": _percent(x(a["x"])), "x2": _percent(x(b["x"])), "y1": y(a["y"]), "y2": y(b["y"])}
         parts.append(_tag("line", **ends, class_="front"))
-    places: list[tuple[float, float]] = []
-    for p in sorted(points, key=lambda p: -p["y"]):
-        left, top = x(p["x"]), y(p["y"])
-        style = f"f-{p['family']}" + (" off" if not p["front"] else "") + (" chosen" if p["chosen"] else "")
+    dots = [(x(p["x"]), y(p["y"])) for p in points]
+    taken = [(left - REACH, left + REACH, top) for left, top in dots]
+    for p, (left, top) in sorted(zip(points, dots, strict=True), key=lambda pair: pair[1][1]):
+        look = f"f-{p['family']}" + (" off" if not p["front"] else "") + (" chosen" if p["chosen"] else "")
         hover = _tag("title", f"{p['name']}: {p['y']:.3f} at {spell(p['x'])}")
         parts.append(
-            _tag("circle", hover, cx=_percent(left), cy=top, r=7 if p["chosen"] else 5.5, class_=f"dot {style}")
+            _tag("circle", hover, cx=_percent(left), cy=top, r=7 if p["chosen"] else 5.5, class_=f"dot {look}")
         )
-        label = top + 4
-        while any(abs(label - other) < 15 and abs(left - beside) < 0.45 for beside, other in places):
-            label += 15
-        places.append((left, label))
-        right = left < 0.6
-        words = {"x": _percent(left), "y": label, "dx": 11 if right else -11}
-        parts.append(_tag("text", p["name"], **words, class_=f"label {'' if right else 'end'} {style}"))
+        right, middle = _place(left, top, CHARACTER * len(p["name"]), taken)
+        words = {"x": _percent(left), "y": round(middle + 4, 1), "dx": 11 if right else -11}
+        parts.append(_tag("text", p["name"], **words, class_=f"label {'' if right else 'end'} {look}"))
     return _plot(parts, says)
+
+
+CHARACTER, REACH = 7 / 360, 9 / 360  # a letter and half a dot, as shares of the narrowest chart
+
+
+def _place(left: float, top: float, width: float, taken: list[tuple[float, float, float]]) -> tuple[bool, float]:
+    """Where the name of a dot stands free of other dots and names: whether to its right, and at which height.
+
+    Args:
+        taken: from, to and height of what is there already; the place is added to it.
+    """
+
+    def span(right: bool) -> tuple[float, float]:
+        return (left + REACH, left + REACH + width) if right else (left - REACH - width, left - REACH)
+
+    able = [(right, top + dy) for dy in (0, -15, 15, -30, 30, 45, 60) for right in (True, False)]
+    free = [
+        (right, middle)
+        for right, middle in able
+        if span(right)[0] >= -0.08
+        and span(right)[1] <= 1.04
+        and all(abs(middle - other) >= 14 or span(right)[1] < a or b < span(right)[0] for a, b, other in taken)
+    ]
+    right, middle = free[0] if free else (left < 0.5, top)
+    taken.append((*span(right), middle))
+    return right, middle
 
 
 def curves(grid: Sequence[int], series: Sequence[Mapping], *, x_name: str, says: str) -> Markup:
@@ -181,7 +203,7 @@ def curves(grid: Sequence[int], series: Sequence[Mapping], *, x_name: str, says:
         while any(abs(label - other) < 15 for other in ends):
             label += 15
         ends.append(label)
-        parts.append(_tag("text", s["name"], x="100%", dx=10, y=label, class_=f"label wide f-{s['family']}"))
+        parts.append(_tag("text", s["name"], x="100%", dx=10, y=label, class_=f"label tail f-{s['family']}"))
     return _plot(parts, says, "labelled")
 
 

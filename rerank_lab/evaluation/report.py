@@ -5,8 +5,11 @@ The page is `data/report/report.html` with its style sheet; all text of collecti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
+
+from markupsafe import Markup, escape
 
 from rerank_lab.checkpoints import known_models
 from rerank_lab.evaluation import charts, wording
@@ -16,7 +19,7 @@ __all__ = ["family_of", "render"]
 QUALITY = "nDCG@10"
 KINDS = {  # how the page calls the kinds of sentences of a verdict
     "as_good": "cheaper",
-    "harmful": "hurts",
+    "harmful": "harm",
     "open": "open",
     "types": "queries",
     "depth": "depth",
@@ -43,6 +46,11 @@ def family_of(reranker: str | None) -> str:
     return own.get(reranker) or {"late-interaction": "colbert", "sequence-to-sequence": "monot5"}.get(known, known)
 
 
+def _prose(text: str) -> Markup:
+    """A sentence with its commands, which stand between backticks, set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 @cache
 def _page():
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -55,6 +63,7 @@ def _page():
         undefined=StrictUndefined,
     )
     made.filters |= {name: getattr(wording, name) for name in wording.__all__}
+    made.filters["prose"] = _prose
     made.globals |= {"family_of": family_of, "QUALITY": QUALITY, "KINDS": KINDS}
     return made.get_template("report.html")
 
