@@ -35,8 +35,8 @@ SYSTEMS = [
     "colbert:100+cross-encoder:20",
 ]
 MEASURED = {  # collection: where it is, depth, queries (None: all)
-    "lab": ("lab", 50, None),
     "trec-dl-2019": (str(FOLDER / "trec-dl-2019"), 100, None),
+    "lab": ("lab", 50, None),
     "nfcorpus": (str(FOLDER / "nfcorpus"), 100, 40),
 }
 KEPT = ("nDCG@10", "RR@10", "AP")
@@ -85,14 +85,16 @@ def main() -> None:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": {name: version(name) for name in ("rerank-lab", "torch", "transformers", "ir-measures")},
         "interval": "95 % bootstrap over queries",
-        "collections": [measured(name, rerankers) for name in present],
+        "collections": [],
     }
-    OUT.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    for made in table["collections"]:
-        print(f"\n{made['collection']}: {made['queries']} queries, BM25 top {made['depth']}, nDCG@10 [95 %]")
+    for name in present:
+        made = measured(name, rerankers)
+        table["collections"].append(made)
+        OUT.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        print(f"\n{name}: {made['queries']} queries, BM25 top {made['depth']}, nDCG@10 [95 %]", flush=True)
         for row in made["systems"]:
             value = row["nDCG@10"]
-            print(f"  {row['name']:16} {value['value']:.4f} [{value['low']:.3f}, {value['high']:.3f}]")
+            print(f"  {row['name']:32} {value['value']:.4f} [{value['low']:.3f}, {value['high']:.3f}]", flush=True)
 
 
 if __name__ == "__main__":
