@@ -347,6 +347,16 @@ def test_what_is_wrong_with_a_run_is_counted_and_the_rest_goes_on():
     assert all("of the run mine {n}" in n.message or "in the run mine {n}" in n.message for n in notes)
 
 
+def test_a_draw_is_no_fault_of_a_run(stages):
+    run = {qid: {"p01": 1.0} for qid in [*list(SOUND.queries)[:20], "gone"]}
+    result = benchmark(DATA, {"mine": run}, [Identity()], depth=5, queries=6)
+    assert [(note["kind"], note["count"]) for note in result["notes"] if "run" in note["kind"]] == [
+        ("run without judgments", 1),
+        ("query not in the run", 4),
+    ]
+    assert result["queries"] == 6
+
+
 def test_nothing_wrong_is_noted_about_a_sound_collection():
     again, notes = sound_collection(SOUND)
     assert (again, notes) == (SOUND, [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from datetime import date
 from time import perf_counter
@@ -24,7 +24,7 @@ from rerank_lab.core import Candidate, DataError, InputError, Ranking, Reranker,
 from rerank_lab.evaluation.bench_details import FirstStage
 from rerank_lab.evaluation.bench_rows import Made, facts
 from rerank_lab.evaluation.experiment import candidates_of_run, evaluate
-from rerank_lab.evaluation.soundness import Note, sound_collection, sound_run
+from rerank_lab.evaluation.soundness import sound_collection, sound_run
 from rerank_lab.evaluation.verdict import verdict
 
 __all__ = ["benchmark"]
@@ -78,13 +78,15 @@ def benchmark(
     """
     if depth < 1 or (queries is not None and queries < 1):
         raise InputError(f"depth is {depth} and queries {queries}: give at least 1 of each")
+    _check(list(stages), rerankers, baseline)
     sound, notes = sound_collection(collection)
     drawn = _drawn(sound, queries, seed)
-    found = {name: _search(name, stage, drawn, depth, notes, progress) for name, stage in stages.items()}
-    names = [r.name for r in rerankers]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"the rerankers are called {', '.join(names) or 'nothing'}: give some, each by its own name")
-
+    searchers = dict(stages)
+    for name, stage in stages.items():
+        if not hasattr(stage, "search"):  # a run
+            searchers[name], more = sound_run(stage, name, sound)
+            notes += more
+    found = {name: _search(name, stage, drawn, depth, progress) for name, stage in searchers.items()}
     outcomes: dict[str, dict[str, tuple[Reranker, Outcome]]] = {name: {} for name in found}
     left_out: dict[str, str] = {}
     for reranker in rerankers:
@@ -115,6 +117,16 @@ def benchmark(
     return {**result, "verdict": verdict(result)}
 
 
+def _check(stages: list[str], rerankers: Sequence[Reranker], baseline: str | None) -> None:
+    """Refuse before the work what would be refused after it."""
+    names = [r.name for r in rerankers]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"the rerankers are called {', '.join(names) or 'nothing'}: give some, each by its own name")
+    systems = [name for stage in stages for name in (stage, *(_label(stage, r, stages) for r in rerankers))]
+    if baseline is not None and baseline not in systems:
+        raise InputError(f"baseline {baseline!r} is not among the systems: {', '.join(systems)}")
+
+
 def _measured(
     collection: Collection, stage: FirstStage, outcomes: Mapping[str, tuple[Reranker, Outcome]], depth: int
 ) -> Made:
@@ -137,11 +149,10 @@ def _without(collection: Collection, qids: Mapping[str, str]) -> Collection:
     return replace(collection, queries=texts, qrels={qid: collection.qrels[qid] for qid in texts})
 
 
-def _search(name: str, stage, collection: Collection, depth: int, notes: list[Note], progress: bool) -> FirstStage:
+def _search(name: str, stage, collection: Collection, depth: int, progress: bool) -> FirstStage:
     if not hasattr(stage, "search"):
-        run, more = sound_run(stage, name, collection)
-        notes += more
-        return FirstStage(name, candidates_of_run(run, collection, depth), None)
+        of_drawn = {qid: stage.get(qid, {}) for qid in collection.queries}
+        return FirstStage(name, candidates_of_run(of_drawn, collection, depth), None)
     candidates, seconds = {}, {}
     for qid in progress_bar(list(collection.queries), f"searching by {name}", progress):
         start = perf_counter()
@@ -183,7 +194,7 @@ def _computed(
     return usage
 
 
-def _label(stage: str, reranker: Reranker, stages: Mapping[str, FirstStage]) -> str:
+def _label(stage: str, reranker: Reranker, stages: Sized) -> str:
     if len(stages) > 1:
         return f"{stage} → {reranker.name}"
     return reranker.name if reranker.name != stage else f"{reranker.name} reranker"

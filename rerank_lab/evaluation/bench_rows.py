@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rerank_lab.collections.collection import Collection
-from rerank_lab.core import InputError, Reranker, Usage
+from rerank_lab.core import Reranker, Usage
 from rerank_lab.evaluation.bench_details import FirstStage, calibration, depths, examples, truncation
 from rerank_lab.evaluation.costs import billed_as, costs, latency
 from rerank_lab.evaluation.experiment import Experiment, System
@@ -46,17 +46,11 @@ class Made:
 
 
 def facts(collection: Collection, made: Sequence[Made], *, baseline: str | None, prices: Mapping[str, dict]) -> dict:
-    """Everything that is told about the systems, as plain data.
-
-    Raises:
-        InputError: the baseline is none of the systems.
-    """
+    """Everything that is told about the systems, as plain data; a baseline that was left out is none."""
     types = query_types(collection.queries, collection.groups)
     rows = [row for one in made for row in _rows(collection, one, types, prices)]
     _borrow_latency(rows)
-    names = [row["name"] for row in rows]
-    if baseline is not None and baseline not in names:
-        raise InputError(f"baseline {baseline!r} is not among the systems: {', '.join(names)}")
+    baseline = baseline if baseline in [row["name"] for row in rows] else None
     _compare(rows, baseline)
     best = recommended([{**row, "mean": row["measures"][QUALITY]["value"]} for row in rows])
     chosen = next(row for row in rows if row["name"] == best)
