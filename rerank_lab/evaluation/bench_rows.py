@@ -99,8 +99,8 @@ def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[st
         }
         if reranker is None:
             seconds = search and search["p50"]
-            free = search["mean"] * hour / 3600 if search else 0.0
-            row["cost"] = {"search": search, "rerank": None, "seconds": seconds, "dollars": free}
+            priced = search["mean"] * hour / 3600 if search else None if hour else 0.0
+            row["cost"] = {"search": search, "rerank": None, "seconds": seconds, "dollars": priced}
         else:
             used = {qid: u for qid, u in made.usages[system.name].items() if qid in collection.queries}
             spent = costs(used, len(collection.queries), billed_as(reranker), prices, search)

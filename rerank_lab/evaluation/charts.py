@@ -137,12 +137,15 @@ def scatter(points: Sequence[Mapping], *, x_name: str, spell, says: str) -> Mark
         parts.append(
             _tag("circle", hover, cx=_percent(left), cy=top, r=7 if p["chosen"] else 5.5, class_=f"dot {look}")
         )
+        if len(points) > CROWD and not (p["front"] or p["chosen"]):
+            continue  # its name is there when one points at it
         right, middle = _place(left, top, CHARACTER * len(p["name"]), taken)
         words = {"x": _percent(left), "y": round(middle + 4, 1), "dx": 11 if right else -11}
         parts.append(_tag("text", p["name"], **words, class_=f"label {'' if right else 'end'} {look}"))
     return _plot(parts, says)
 
 
+CROWD = 8  # dots that can all be named
 CHARACTER, REACH = 7 / 360, 9 / 360  # a letter and half a dot, as shares of the narrowest chart
 
 
