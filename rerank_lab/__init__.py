@@ -32,6 +32,7 @@ _WHERE = {
     "rerankers.api": ["CohereReranker", "JinaReranker", "TEIReranker", "VoyageReranker"],
     "rerankers.colbert": ["ColBERT", "maxsim"],
     "rerankers.cross_encoder": ["CrossEncoder"],
+    "rerankers.fused": ["Fused"],
     "rerankers.listwise": ["ListwiseReranker"],
     "rerankers.monot5": ["DuoT5", "MonoT5"],
     "rerankers.multi_vector": ["MultiVectorIndex"],
