@@ -33,6 +33,7 @@ _WHERE = {
     "rerankers.cascade": ["Cascade", "Stage"],
     "rerankers.colbert": ["ColBERT", "maxsim"],
     "rerankers.cross_encoder": ["CrossEncoder"],
+    "rerankers.fused": ["Fused"],
     "rerankers.listwise": ["ListwiseReranker"],
     "rerankers.monot5": ["DuoT5", "MonoT5"],
     "rerankers.multi_vector": ["MultiVectorIndex"],

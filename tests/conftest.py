@@ -10,8 +10,12 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import string
 
 import pytest
+from hypothesis import settings
 
 from rerank_lab.core import Passage, candidates_from
+
+settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("untimed")
 
 # fmt: off
 WORDS = [
@@ -60,11 +64,12 @@ def _characters():
     return string.ascii_lowercase + string.digits + string.punctuation
 
 
-def wordpiece_tokenizer(max_length=64):
+def wordpiece_tokenizer(max_length=64, more=()):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *_characters(), *(f"##{c}" for c in _characters())]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*special, *WORDS, *more, *_characters(), *(f"##{c}" for c in _characters())]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix="##"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -211,6 +216,37 @@ def tiny_encoder(tmp_path_factory):
     tokenizer = wordpiece_tokenizer(max_length=300)
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=300, pad_token_id=0, **SMALL)
     return _save(tmp_path_factory.mktemp("models") / "tiny-encoder", BertModel(config), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """As `tiny_encoder`, with what the lab's models need of a vocabulary: two markers and three words of prompts."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(9)
+    tokenizer = wordpiece_tokenizer(max_length=300, more=["[unused0]", "[unused1]", "document", "true", "false"])
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=300, pad_token_id=0, **SMALL)
+    return _save(tmp_path_factory.mktemp("models") / "backbone", BertModel(config), tokenizer)
+
+
+def lora_folder(folder, base, seed=10):
+    """Write a random adapter in peft's format for the backbone in folder `base`; how far it moves each matrix."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", base_model_name_or_path=base)
+    adapter = get_peft_model(AutoModel.from_pretrained(base, add_pooling_layer=False), lora)
+    moved = {}
+    with torch.no_grad():
+        for name, module in adapter.base_model.model.named_modules():
+            if hasattr(module, "lora_B"):
+                module.lora_B["default"].weight.normal_(std=0.1)
+                moved[name] = module.get_delta_weight("default").clone()
+    adapter.save_pretrained(folder)
+    return moved
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """The bi-encoder against SentenceTransformer, and exact search."""
 
+import json
+
 import pytest
 import torch
-from conftest import LONG, QUERY, TEXTS
+from conftest import LONG, QUERY, TEXTS, lora_folder
 
 from rerank_lab import BiEncoder, DenseIndex, Passage, Usage, mean_pool
-from rerank_lab.core import InputError
+from rerank_lab.checkpoints import adapted, resolve
+from rerank_lab.core import CheckpointError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,47 @@ def test_the_pretrained_model_knows_what_words_mean():
     far, near = encoder.score("when does the ship leave?", passages)
     assert near > far + 0.2
     assert encoder.max_length == 256
+
+
+@pytest.fixture
+def adapter(tiny_encoder, tmp_path):
+    """A folder with a random LoRA adapter for `tiny_encoder`."""
+    lora_folder(tmp_path / "adapter", tiny_encoder)
+    return tmp_path / "adapter"
+
+
+def test_an_adapters_vectors_are_those_of_peft(adapter, tiny_encoder, encoder):
+    from peft import PeftModel
+    from transformers import AutoModel, AutoTokenizer
+
+    reference = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_encoder), adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = mean_pool(reference(**batch).last_hidden_state, batch["attention_mask"])
+    adapted_encoder = BiEncoder.from_pretrained(str(adapter))
+    vectors = adapted_encoder.encode(TEXTS)
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
+    assert (vectors - encoder.encode(TEXTS)).abs().max() > 0.05
+    assert adapted_encoder.max_length == 256
+    assert adapted_encoder.cache_key != encoder.cache_key
+
+
+def test_the_backbone_of_an_adapter_is_the_one_that_it_names(adapter, tiny_encoder, tmp_path):
+    assert adapted(resolve(tiny_encoder)) is None
+    assert adapted(resolve(str(adapter))) == resolve(tiny_encoder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"adapter_config\.json is damaged"),
+        ("[]", r"adapter_config\.json is damaged"),
+        ("{}", r"adapter_config\.json is damaged .*base_model_name_or_path"),
+        (json.dumps({"base_model_name_or_path": "no-such-model"}), "model 'no-such-model' was not found"),
+    ],
+)
+def test_an_adapter_that_names_no_backbone_is_refused(adapter, content, message):
+    (adapter / "adapter_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        BiEncoder.from_pretrained(str(adapter))

@@ -1,9 +1,12 @@
 """Names become rerankers: families, known models, folders of each architecture, vendors, and `all`."""
 
 import pytest
+import torch
+from conftest import lora_folder
 from fake_vendors import KEY, fake_vendors
+from safetensors.torch import save_file
 
-from rerank_lab import candidates_from, catalogue
+from rerank_lab import BiEncoder, candidates_from, catalogue, checkpoints
 from rerank_lab.core import CheckpointError, InputError
 from rerank_lab.first_stage.bi_encoder import BiEncoder
 from rerank_lab.llm import MissingReplyError
@@ -26,6 +29,29 @@ def test_a_folder_is_read_as_what_it_holds(tiny_bert, tiny_colbert, tiny_t5, tmp
     assert isinstance(catalogue.make(tiny_colbert), ColBERT)
     assert isinstance(catalogue.make(tiny_t5), MonoT5)
     assert isinstance(catalogue.make(tiny_qwen3), Qwen3Reranker)
+
+
+def test_an_adapters_folder_is_read_as_what_lies_beside_the_adapter(backbone, tmp_path):
+    lora_folder(tmp_path / "plain", backbone)
+    lora_folder(tmp_path / "colbert", backbone)
+    save_file({"linear.weight": torch.randn(16, 32)}, tmp_path / "colbert" / "projection.safetensors")
+    lora_folder(tmp_path / "cross-encoder", backbone)
+    head = {"gate": torch.zeros(2, 2), "weights": torch.ones(2), "cls.weight": torch.zeros(1, 32)}
+    save_file({**head, "cls.bias": torch.zeros(1)}, tmp_path / "cross-encoder" / "head.safetensors")
+    for name, family in (("plain", BiEncoder), ("colbert", ColBERT), ("cross-encoder", CrossEncoder)):
+        made = catalogue.make(str(tmp_path / name))
+        assert type(made) is family
+        ranking = made.rerank("when does the ferry leave?", candidates_from(["a tram", "the ferry leaves at nine"]))
+        assert sorted(c.pid for c in ranking) == ["0", "1"]
+
+
+def test_the_bundled_bi_encoder_is_made_by_its_name(backbone, tmp_path, monkeypatch):
+    lora_folder(tmp_path / "lab-bi-encoder", backbone)
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    made = catalogue.make("lab-bi-encoder")
+    assert isinstance(made, BiEncoder)
+    assert made.name == "lab-bi-encoder"
+    assert catalogue.FAMILIES["bi-encoder"] == "all-MiniLM-L6-v2"  # the family's name alone stays the untrained one
 
 
 @pytest.mark.parametrize("name", ["identity", *catalogue.FAMILIES, "listwise", "pairwise", "setwise", "pointwise-llm"])

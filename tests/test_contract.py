@@ -16,6 +16,7 @@ from rerank_lab.llm import Reply
 from rerank_lab.rerankers.api import CohereReranker, JinaReranker, TEIReranker, VoyageReranker
 from rerank_lab.rerankers.cascade import Cascade, Stage
 from rerank_lab.rerankers.colbert import ColBERT
+from rerank_lab.rerankers.fused import Fused
 from rerank_lab.rerankers.listwise import ListwiseReranker
 from rerank_lab.rerankers.monot5 import DuoT5, MonoT5, TrueOrFalse
 from rerank_lab.rerankers.pairwise import PairwiseReranker
@@ -34,7 +35,7 @@ LOCAL = [  # a model of this machine scores each passage by itself
 ]
 ASKED = ["pointwise-llm", "cohere", "jina", "voyage", "tei"]  # another does
 POINTWISE = [*LOCAL, *ASKED]
-NAMES = ["identity", *POINTWISE, "duot5", "listwise", "pairwise", "setwise", "cascade", "cascade-early"]
+NAMES = ["identity", *POINTWISE, "duot5", "fused", "listwise", "pairwise", "setwise", "cascade", "cascade-early"]
 
 
 class Overlap:
@@ -79,6 +80,7 @@ def rerankers(tiny_encoder, tiny_classifiers, lab_cross_encoder, tiny_colbert, t
     made = {"identity": Identity(), "bi-encoder": BiEncoder.from_pretrained(tiny_encoder)}
     for backbone, folder in tiny_classifiers.items():
         made[f"cross-encoder-{backbone}"] = CrossEncoder.from_pretrained(folder)
+    made["colbert"] = ColBERT.from_pretrained(tiny_colbert)
     answers, chat = TrueOrFalse.from_pretrained(tiny_t5), Overlap()
     cheap, dear = made["bi-encoder"], made["cross-encoder-bert"]
     return {
@@ -87,7 +89,7 @@ def rerankers(tiny_encoder, tiny_classifiers, lab_cross_encoder, tiny_colbert, t
         "cascade-early": Cascade([Stage(cheap, 5, margin=0.0), Stage(dear, 3)]),
         **hosted,
         "lab-cross-encoder": lab_cross_encoder,
-        "colbert": ColBERT.from_pretrained(tiny_colbert),
+        "fused": Fused([made["bi-encoder"], made["colbert"], made["cross-encoder-bert"]]),
         "monot5": MonoT5(answers),
         "duot5": DuoT5(answers),
         "qwen3": Qwen3Reranker.from_pretrained(tiny_qwen3, max_length=1024),
@@ -256,6 +258,17 @@ def test_what_cannot_know_what_is_cut_says_so(rerankers, name):
 def test_usage_of_a_model_that_is_asked_counts_its_requests(rerankers, name, pairs, calls):
     usage = rerankers[name].rerank("ferry", candidates_from(["tram", "bus bus", "a dog"])).usage
     assert (usage.pairs, usage.calls) == (pairs, calls)
+    assert usage.seconds > 0
+
+
+def test_usage_of_a_fusion_is_that_of_all_its_rerankers(rerankers):
+    candidates = candidates_from(["tram", "bus bus", "a dog", LONG])
+    parts = [
+        rerankers[name].rerank("ferry", candidates).usage for name in ("bi-encoder", "colbert", "cross-encoder-bert")
+    ]
+    usage = rerankers["fused"].rerank("ferry", candidates).usage
+    for count in ("pairs", "calls", "input_tokens", "truncated"):
+        assert getattr(usage, count) == sum(getattr(part, count) for part in parts) > 0
     assert usage.seconds > 0
 
 

@@ -38,6 +38,7 @@ def test_the_package_offers_this_and_nothing_else():
         "DenseIndex",
         "DuoT5",
         "Endpoint",
+        "Fused",
         "Fusion",
         "Identity",
         "JinaReranker",

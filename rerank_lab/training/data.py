@@ -11,20 +11,19 @@ import gzip
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from rerank_lab.core import DataError, Passage
+from rerank_lab.core import DataError
 from rerank_lab.first_stage.bi_encoder import BiEncoder
-from rerank_lab.first_stage.bm25 import BM25
+from rerank_lab.training.negatives import NEAR_COPY, SIZE, Negatives
+from rerank_lab.training.own import collection_drafts
 from rerank_lab.training.teacher import Teacher
+from rerank_lab.training.text import crop, subject_of, tiles
 
 __all__ = ["Group", "GroupMaker"]
-
-SIZE = 8  # passages a group
-NEAR_COPY = 0.95  # cosine above which a negative may be the positive in other words
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,49 +37,20 @@ class Group:
     teacher: list[float]
 
 
-def crop(text: str, start: int, end: int) -> str:
-    """Words `start` to `end` of a text.
-
-    >>> crop("the ferry leaves at nine", 1, 3)
-    'ferry leaves'
-    """
-    return " ".join(text.split()[start:end])
-
-
-def tiles(text: str, words: int = 60) -> list[tuple[int, int]]:
-    """Cut a text into crops of equal size; a tail shorter than a third is left off.
-
-    >>> tiles("w " * 130)
-    [(0, 60), (60, 120)]
-    """
-    n = len(text.split())
-    return [(s, min(n, s + words)) for s in range(0, max(1, n - words // 3), words)]
-
-
-def interleave(*orders: Sequence[int]) -> list[int]:
-    """Several rankings as one: first all firsts, then all seconds; each index once.
-
-    >>> interleave([3, 1, 2], [1, 5, 3])
-    [3, 1, 5, 2]
-    """
-    longest = max(map(len, orders))
-    return list(dict.fromkeys(order[i] for i in range(longest) for order in orders if i < len(order)))
-
-
 class GroupMaker:
     """Makes groups from a folder of training text.
 
     Args:
-        folder: holds squad-dev, selqa, medquad, wikiqa-train and trec-dl-2021 as `.jsonl.gz`, those that are asked for.
+        folder: holds squad-dev, selqa, medquad, wikiqa-train and trec-dl-2021 as `.jsonl.gz`, those that are asked for;
+            or, for the source `collection`, a folder in BEIR's layout, with judgments to train on in qrels/train.tsv.
         encoder: the bi-encoder that mines negatives and teaches.
         seed: of every random choice.
         negatives: which rankings negatives come from: bm25, bi-encoder, both, or random.
     """
 
     def __init__(self, folder: Path, encoder: BiEncoder, seed: int, negatives: str = "both"):
-        if negatives not in {"bm25", "bi-encoder", "both", "random"}:
-            raise DataError(f"negatives is {negatives!r}: give bm25, bi-encoder, both or random")
-        self.folder, self.encoder, self.random, self.negatives = folder, encoder, random.Random(seed), negatives
+        self.folder, self.encoder, self.random = folder, encoder, random.Random(seed)
+        self.negatives = Negatives(encoder, self.random, negatives)
 
     def make(self, counts: dict[str, int]) -> Iterator[Group]:
         """Groups of each source, at most `counts[source]` of them; sources without a count are skipped."""
@@ -94,6 +64,7 @@ class GroupMaker:
             "written": lambda: self._written(over_dl21=False),
             "written_dl21": lambda: self._written(over_dl21=True),
             "near_misses": self._near_misses,
+            "collection": lambda: collection_drafts(self.folder, counts["collection"], self.negatives),
         }
         teacher = Teacher(self.encoder)
         for source, count in counts.items():
@@ -114,29 +85,6 @@ class GroupMaker:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
-    def _pick(self, ranked: Sequence[int], hard: int = 4) -> list[int]:
-        """Four of the ten hardest and the rest from the next thirty."""
-        if self.negatives == "random":
-            return self.random.sample(ranked, min(SIZE - 1, len(ranked)))
-        rest = ranked[10:40]
-        picked = self.random.sample(ranked[:10], min(hard, len(ranked[:10])))
-        return picked + self.random.sample(rest, min(SIZE - 1 - len(picked), len(rest)))
-
-    def _ranked(self, queries: Sequence[str], texts: Sequence[str], depth: int = 100) -> Iterator[list[int]]:
-        """For each query the places of texts, hardest first, as the wanted rankings have them."""
-        if self.negatives == "random":
-            yield from (list(range(len(texts))) for _ in queries)
-            return
-        orders: list[Iterator[list[int]]] = []
-        if self.negatives in {"bm25", "both"}:
-            bm25 = BM25([Passage(str(i), text) for i, text in enumerate(texts)])
-            orders.append([int(c.pid) for c in bm25.search(query, depth)] for query in queries)
-        if self.negatives in {"bi-encoder", "both"}:
-            similar = self.encoder.encode(queries) @ self.encoder.encode(texts, progress=True).T
-            orders.append(row.argsort(descending=True)[:depth].tolist() for row in similar)
-        for found in zip(*orders, strict=True):
-            yield interleave(*found)
-
     def _squad(self):
         """Questions against crops of the same article that do not hold the answer's words."""
         articles = defaultdict(list)
@@ -145,14 +93,14 @@ class GroupMaker:
         for rows in articles.values():
             crops = [crop(r["context"], s, e) for r in rows for s, e in tiles(r["context"])]
             questions = [(q, r["context"]) for r in rows for q in self.random.sample(r["questions"], 1)]
-            order = self._ranked([q["query"] for q, _ in questions], crops)
+            order = self.negatives.ranked([q["query"] for q, _ in questions], crops)
             for (question, context), ranked in zip(questions, order, strict=True):
                 answers = [a.lower() for a in question["answers"]]
                 clean = [i for i in ranked if not any(a in crops[i].lower() for a in answers)]
                 before = len(context[: question["answer_start"]].split())
                 width = self.random.randint(45, 75)
                 start = max(0, min(before - self.random.randint(0, width - 12), len(context.split()) - width))
-                negatives = [crops[i] for i in self._pick(clean)]
+                negatives = [crops[i] for i in self.negatives.pick(clean)]
                 positive = crop(context, start, start + width)
                 if len(negatives) == SIZE - 1 and question["answer"].lower() in positive.lower():
                     yield question["query"], [positive, *negatives], [1.0] + [0.0] * (SIZE - 1)
@@ -177,30 +125,31 @@ class GroupMaker:
         rows, openings = self._openings(4000)
         asked = range(min(1500, len(rows)))
         vectors = self.encoder.encode(openings)
-        for i, ranked in zip(asked, self._ranked([rows[i]["query"] for i in asked], openings), strict=True):
+        queries = [rows[i]["query"] for i in asked]
+        for i, ranked in zip(asked, self.negatives.ranked(queries, openings, vectors), strict=True):
             same = (vectors[ranked] @ vectors[i] > NEAR_COPY).tolist()
             clean = [
                 j
                 for j, copy in zip(ranked, same, strict=True)
                 if not copy and rows[j]["query"].lower() != rows[i]["query"].lower()
             ]
-            negatives = [openings[j] for j in self._pick(clean)]
+            negatives = [openings[j] for j in self.negatives.pick(clean)]
             if len(negatives) == SIZE - 1:
                 yield rows[i]["query"], [openings[i], *negatives], [1.0] + [0.0] * (SIZE - 1)
 
     def _keywords(self):
         """Queries of a few words, as people type them: what a MedQuAD question is about, and all answers about it."""
         rows, openings = self._openings(4000)
-        about = [_subject(r["query"]) for r in rows]
+        about = [subject_of(r["query"]) for r in rows]
         of_subject = defaultdict(list)
         for i, subject in enumerate(about):
             if subject:
                 of_subject[subject].append(i)
         subjects = [s for s, places in of_subject.items() if len(places) > 1]
-        for subject, ranked in zip(subjects, self._ranked(subjects, openings), strict=True):
+        for subject, ranked in zip(subjects, self.negatives.ranked(subjects, openings), strict=True):
             good = self.random.sample(of_subject[subject], min(3, len(of_subject[subject])))
             clean = [j for j in ranked if subject not in openings[j].lower() and subject not in (about[j] or "")]
-            negatives = self._pick(clean)[: SIZE - len(good)]
+            negatives = self.negatives.pick(clean)[: SIZE - len(good)]
             if len(good) + len(negatives) == SIZE:
                 yield subject, [openings[i] for i in good + negatives], [1.0] * len(good) + [0.0] * len(negatives)
 
@@ -247,18 +196,6 @@ class GroupMaker:
 def _bundled(name: str) -> list[dict]:
     lines = (files("rerank_lab.training") / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
-
-
-def _subject(question: str) -> str | None:
-    """What a MedQuAD question is about, in lower case; its questions are made from a few patterns.
-
-    >>> _subject("What is (are) Age-related Macular Degeneration ?")
-    'age-related macular degeneration'
-    """
-    for opening in ("what is (are) ", "what are the treatments for ", "what are the symptoms of ", "what causes "):
-        if question.lower().startswith(opening):
-            return question[len(opening) :].strip(" ?").lower()
-    return None
 
 
 def save_groups(groups: list[Group], path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rerank_lab.batching import Encoded, token_budget_batches
 from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
 from rerank_lab.training.data import Group
-from rerank_lab.training.losses import listwise_kl
+from rerank_lab.training.losses import loss_of
 
 __all__ = ["BATCH_TOKENS", "Reading", "backbone_with_lora", "export_lora", "save_half"]
 
@@ -31,6 +31,7 @@ class Reading(nn.Module, ABC):
 
     Attributes:
         tokenizer: the backbone's.
+        group_loss: of scores and target, both of shape (groups, G); the config's `loss`, without it `listwise_kl`.
         random: where a loss draws from; its state is kept with the weights, so that a resumed run draws what an
             unbroken one would.
     """
@@ -38,6 +39,7 @@ class Reading(nn.Module, ABC):
     def __init__(self, config: dict, device: str):
         super().__init__()
         self.config, self.device = config, device
+        self.group_loss = loss_of(config.get("loss", "listwise_kl"))
         self.tokenizer = load_tokenizer(resolve(config["base"]))
         self.random = random.Random(config["seed"])
 
@@ -60,7 +62,7 @@ class Reading(nn.Module, ABC):
     def loss(self, groups: list[Group], target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and scores of a batch; `target` holds a distribution over each group, shape (groups, G)."""
         scores = self.scores(groups)
-        return listwise_kl(scores, target), scores
+        return self.group_loss(scores, target), scores
 
     def start(self, groups: list[Group]) -> None:
         """Prepare a new run with a few groups of its data."""

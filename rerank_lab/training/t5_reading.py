@@ -21,7 +21,7 @@ from rerank_lab.batching import Encoded
 from rerank_lab.rerankers.borrowed_t5 import assemble, of_its_own
 from rerank_lab.rerankers.monot5 import DUO, MONO, TrueOrFalse
 from rerank_lab.training.data import Group
-from rerank_lab.training.losses import listwise_kl, pairwise_bce
+from rerank_lab.training.losses import pairwise_bce
 from rerank_lab.training.reading import Reading, backbone_with_lora, export_lora, save_half
 
 __all__ = ["T5Reading"]
@@ -149,9 +149,9 @@ class T5Reading(Reading):
         return self.in_batches(self.prompts(groups), self.answers.log_odds).view(len(groups), -1)
 
     def loss(self, groups: list[Group], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mono prompts by the distribution over the group, some duo prompts by the chance that it gives each pair."""
+        """Mono prompts by the loss of the group, some duo prompts by the chance that it gives each pair."""
         scores = self.scores(groups)
-        return listwise_kl(scores, target) + self._duo(groups, target), scores
+        return self.group_loss(scores, target) + self._duo(groups, target), scores
 
     def _duo(self, groups: list[Group], target: Tensor) -> Tensor:
         rows, chances = [], []
