@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 
 from rerank_lab import BiEncoder, candidates_from, catalogue, checkpoints
 from rerank_lab.core import CheckpointError, InputError
-from rerank_lab.first_stage.bi_encoder import BiEncoder
 from rerank_lab.llm import MissingReplyError
 from rerank_lab.rerankers.api import CohereReranker, TEIReranker, VoyageReranker
 from rerank_lab.rerankers.colbert import ColBERT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -94,9 +95,11 @@ def backbone_with_lora(config: dict, device: str):
         r=config["lora"]["r"],
         lora_alpha=config["lora"]["alpha"],
         target_modules="all-linear",
-        base_model_name_or_path=config["base"],
     )
-    return bert, get_peft_model(bert, lora)  # the linear layers of `bert` are wrapped in place
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for a property by its old name
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return bert, get_peft_model(bert, lora)  # the linear layers of `bert` are wrapped in place
 
 
 def export_lora(adapter, base: str, folder: Path) -> None:
