@@ -105,7 +105,7 @@ def backbone_with_lora(config: dict, device: str):
 def export_lora(adapter, base: str, folder: Path) -> None:
     """Write an adapter in peft's format, in half precision, with the backbone's short name."""
     adapter.peft_config["default"].base_model_name_or_path = base
-    adapter.save_pretrained(folder)
+    adapter.save_pretrained(folder, save_embedding_layers=False)
     save_half(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
 
 
