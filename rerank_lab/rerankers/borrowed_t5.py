@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BorrowedEncoder", "assemble", "sides"]
+__all__ = ["BorrowedEncoder", "assemble", "of_its_own", "sides"]
 
 MARKS = ("document", (":", "##0", "##1"))  # a passage is announced by the first, followed by one of the second
 
