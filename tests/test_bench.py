@@ -347,6 +347,17 @@ def test_what_is_wrong_with_a_run_is_counted_and_the_rest_goes_on():
     assert all("of the run mine {n}" in n.message or "in the run mine {n}" in n.message for n in notes)
 
 
+def test_a_run_of_other_queries_is_left_out_and_the_rest_goes_on(stages):
+    other = {"x1": {"p01": 1.0}}
+    result = benchmark(DATA, {**stages, "other": other}, [Identity()], depth=5)
+    assert result["left_out"]["systems"] == {
+        "other": "no query of this run can be measured: check that its ids are those of the queries"
+    }
+    assert [r["name"] for r in result["systems"]] == ["bm25", "identity"]
+    with pytest.raises(DataError, match="no first stage is left; other: no query of this run"):
+        benchmark(DATA, {"other": other}, [Identity()], depth=5)
+
+
 def test_a_draw_is_no_fault_of_a_run(stages):
     run = {qid: {"p01": 1.0} for qid in [*list(SOUND.queries)[:20], "gone"]}
     result = benchmark(DATA, {"mine": run}, [Identity()], depth=5, queries=6)

@@ -24,7 +24,7 @@ from rerank_lab.core import Candidate, DataError, InputError, Ranking, Reranker,
 from rerank_lab.evaluation.bench_details import FirstStage
 from rerank_lab.evaluation.bench_rows import Made, facts
 from rerank_lab.evaluation.experiment import candidates_of_run, evaluate
-from rerank_lab.evaluation.soundness import sound_collection, sound_run
+from rerank_lab.evaluation.soundness import Note, sound_collection, sound_run
 from rerank_lab.evaluation.verdict import verdict
 
 __all__ = ["benchmark"]
@@ -81,14 +81,10 @@ def benchmark(
     _check(list(stages), rerankers, baseline)
     sound, notes = sound_collection(collection)
     drawn = _drawn(sound, queries, seed)
-    searchers = dict(stages)
-    for name, stage in stages.items():
-        if not hasattr(stage, "search"):  # a run
-            searchers[name], more = sound_run(stage, name, sound)
-            notes += more
+    searchers, of_runs, left_out = _usable(stages, sound)
+    notes += of_runs
     found = {name: _search(name, stage, drawn, depth, progress) for name, stage in searchers.items()}
     outcomes: dict[str, dict[str, tuple[Reranker, Outcome]]] = {name: {} for name in found}
-    left_out: dict[str, str] = {}
     for reranker in rerankers:
         for stage in found.values():
             outcome, label = _rerank_all(reranker, drawn, stage, cache, progress), _label(stage.name, reranker, found)
@@ -125,6 +121,24 @@ def _check(stages: list[str], rerankers: Sequence[Reranker], baseline: str | Non
     systems = [name for stage in stages for name in (stage, *(_label(stage, r, stages) for r in rerankers))]
     if baseline is not None and baseline not in systems:
         raise InputError(f"baseline {baseline!r} is not among the systems: {', '.join(systems)}")
+
+
+def _usable(stages: Mapping[str, object], collection: Collection) -> tuple[dict, list[Note], dict[str, str]]:
+    """First stages without what cannot be measured, notes about it, and the runs of which nothing can."""
+    usable, notes, left_out = {}, [], {}
+    for name, stage in stages.items():
+        if hasattr(stage, "search"):
+            usable[name] = stage
+            continue
+        run, more = sound_run(stage, name, collection)
+        notes += more
+        if any(run.values()):
+            usable[name] = run
+        else:
+            left_out[name] = "no query of this run can be measured: check that its ids are those of the queries"
+    if not usable:
+        raise DataError(f"no first stage is left; {next(iter(left_out))}: {next(iter(left_out.values()))}")
+    return usable, notes, left_out
 
 
 def _measured(
