@@ -86,7 +86,7 @@ def test_query_and_passages_of_a_prompt_are_on_sides_of_their_own(made, template
     words = [[], [], [], []]
     for token, where in zip(row.ids, side, strict=True):
         words[where].append(token)
-    spoken = [answers.tokenizer.decode(part) for part in words]
+    spoken = [answers.tokenizer.decode(part).replace(" ##", "") for part in words]
     assert spoken[0] == "[CLS]"
     assert spoken[1].endswith("when does it leave")
     for text, said in zip(texts, spoken[2:], strict=False):
@@ -116,7 +116,7 @@ def test_padding_is_not_attended_to(made):
     with torch.no_grad():
         together = answers.log_odds(rows)
         alone = torch.cat([answers.log_odds([row]) for row in rows])
-    assert together.std() > 1e-2
+    assert together.std() > 1e-3  # ten times what is tolerated below
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
@@ -167,8 +167,8 @@ def test_the_labs_own_t5_borrows_its_words_quietly_and_scores_as_the_model_that_
         assert torch.equal(layer.weight, 2 * words)  # by embeddings_scale
     assert t5.lm_head.weight.data_ptr() == t5.shared.weight.data_ptr()
     expected = MonoT5(made_of).score(QUERY, passages_of(TEXTS))
-    assert torch.tensor(expected).std() > 1e-2
-    assert loaded.score(QUERY, passages_of(TEXTS)) == pytest.approx(expected, abs=2e-2)  # stored in float16
+    assert torch.tensor(expected).std() > 1e-3
+    assert loaded.score(QUERY, passages_of(TEXTS)) == pytest.approx(expected, abs=5e-4)  # stored in float16
 
 
 def test_without_the_adapter_the_scores_would_be_others(made, lab_t5):
@@ -177,7 +177,7 @@ def test_without_the_adapter_the_scores_would_be_others(made, lab_t5):
     adapter = load_file(lab_t5 / "adapter_model.safetensors")
     save_file({k: torch.zeros_like(v) for k, v in adapter.items()}, lab_t5 / "adapter_model.safetensors")
     scores = [MonoT5.from_pretrained(str(f)).score(QUERY, passages_of(TEXTS)) for f in (made[0], lab_t5)]
-    assert max(abs(a - b) for a, b in zip(*scores, strict=True)) > 0.05
+    assert max(abs(a - b) for a, b in zip(*scores, strict=True)) > 1e-3
 
 
 def test_a_bundled_t5_is_found_by_its_short_name(lab_t5, monkeypatch):

@@ -94,7 +94,7 @@ def _load_t5(checkpoint: Checkpoint, dtype: str, device: str):
     backbone = adapted(checkpoint)
     if backbone is None:
         return load_model("AutoModelForSeq2SeqLM", checkpoint, dtype=dtype, device=device), load_tokenizer(checkpoint)
-    bert = load_model("AutoModel", backbone, dtype=dtype, device=device, add_pooling_layer=False)
+    bert = load_model("AutoModel", backbone, dtype=dtype, device=device)
     tokenizer = load_tokenizer(backbone)
     return _with_backbone(checkpoint, config, bert, tokenizer), tokenizer
 

@@ -47,6 +47,7 @@ def collection_drafts(folder: Path, count: int, negatives: Negatives) -> Iterato
         good = negatives.random.sample(list(gains), min(3, len(gains)))
         copies = (vectors[ranked] @ vectors[list(gains)].T > NEAR_COPY).any(dim=1).tolist()
         clean = [i for i, copy in zip(ranked, copies, strict=True) if not copy and i not in gains]
+        clean = list({texts[i]: i for i in clean}.values())  # of passages with the same text one
         group = (good + negatives.pick(clean))[:SIZE]
         if len(group) == SIZE:
             yield query, [texts[i] for i in group], [gains.get(i, 0.0) for i in group]
