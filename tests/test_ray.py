@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -319,5 +320,10 @@ def sockets_of_family(pid):
         parents[stat.parent.name] = stat.read_text().rsplit(")", 1)[1].split()[1]
     while grown := {child for child, parent in parents.items() if parent in family} - family:
         family |= grown
-    links = [os.readlink(link) for member in family for link in Path(f"/proc/{member}/fd").iterdir()]
+    links = []
+    for member in family:
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            for link in Path(f"/proc/{member}/fd").iterdir():
+                with suppress(FileNotFoundError):  # it closed this one
+                    links.append(os.readlink(link))
     return {link[8:-1] for link in links if link.startswith("socket:[")}

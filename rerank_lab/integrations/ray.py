@@ -90,6 +90,7 @@ def score_run(
     with _quietly(progress), _our_own_errors():
         data = ray.data.read_parquet(str(folder / "requests"))
         data.context.enable_progress_bars = progress
+        data.context.raise_original_map_exception = True
         data.context.checkpoint_config = CheckpointConfig(
             "qid", str(folder / "finished"), delete_checkpoint_on_success=False
         )
@@ -186,10 +187,11 @@ def _make(name: str, dtype: str, device: str) -> Reranker:
 def _connect(actors: int, device: str) -> None:
     """Connect to a cluster or start one, and refuse one on which the actors would wait for ever."""
     cluster = os.environ.get("RAY_ADDRESS")
-    if not cluster:  # both are read when ray is first imported
+    if not cluster:  # read when ray is first imported
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on Linux too: every port on 127.0.0.1
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # scoring is what the machine is asked for
     import ray
 
     if not ray.is_initialized():
@@ -220,14 +222,11 @@ def _quietly(progress: bool):
 @contextmanager
 def _our_own_errors():
     """What the lab refused inside an actor is raised as it would be without Ray."""
-    from ray.exceptions import RayError
+    from ray.exceptions import RayTaskError
 
     try:
         yield
-    except RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, RerankLabError):
-            cause = cause.__cause__ or getattr(cause, "cause", None)
-        if cause is None:
-            raise
-        raise cause from error
+    except RayTaskError as error:
+        if isinstance(error.cause, RerankLabError):
+            raise error.cause from error
+        raise
