@@ -232,7 +232,7 @@ def bars(differences: Sequence[float], *, says: str) -> Markup:
 
 
 def reliability(bins: Sequence[Mapping], family: str, *, says: str) -> Markup:
-    """What scores promised against what came true; the diagonal is full honesty."""
+    """What scores promised against what came true; on the diagonal a promise comes true as often as it says."""
     marks = [(i / 5, f"{i * 20} %") for i in range(6)]
     parts, y = _frame([0, 0.25, 0.5, 0.75, 1], marks, "came true", "promised probability")
     parts.append(_tag("line", x1="0", x2="100%", y1=y(0), y2=y(1), class_="diagonal"))
