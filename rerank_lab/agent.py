@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rerank_lab.core import Candidate, InputError, Ranking, Reranker, Usage, candidates_from
+from rerank_lab.core import Candidate, InputError, Ranking, Reranker, Usage, candidates_from, check_request
 from rerank_lab.first_stage.fusion import rrf
 from rerank_lab.llm import Chat, Message, ask_all, prompts, spoken
 
@@ -48,7 +48,7 @@ class Hunt:
     """What the agent did for a question.
 
     Attributes:
-        rounds: in order; empty if nothing could be searched.
+        rounds: in order; the first searches the question itself.
         stopped: `enough`, `rounds` (none left) or `nothing new` (to search for).
         asked: what the language model took.
         ranked: what the reranker took, over all rounds.
@@ -63,7 +63,7 @@ class Hunt:
     @property
     def ranking(self) -> Ranking:
         """What was found, as it was ordered last."""
-        return self.rounds[-1].ranking if self.rounds else Ranking(self.query, ())
+        return self.rounds[-1].ranking
 
     @property
     def searches(self) -> list[str]:
@@ -133,15 +133,14 @@ class SearchAgent:
         Raises:
             InputError: a blank query.
         """
-        if not isinstance(query, str) or not query.strip():
-            raise InputError(f"the query is {query!r}: give a string with at least one visible character")
+        check_request(query, [], None)
         found: dict[str, Sequence[Candidate]] = {}
         rounds: list[Round] = []
         stopped, asked, ranked = "rounds", Usage(), Usage()
         while len(rounds) < self.rounds:
             (answer,) = ask_all(self.chat, [self.prompt(query, list(found))], asked, max_tokens=MAX_TOKENS)
             written = parse_searches(answer, self.strings)
-            searches = [s for s in ([] if found else [query]) + written if s not in found]
+            searches = [s for s in dict.fromkeys([query, *written]) if s not in found]
             if not searches:
                 stopped = "nothing new"
                 break

@@ -90,6 +90,10 @@ def test_the_model_is_shown_the_question_and_the_searches_and_no_passage():
     assert not any(p.text in prompt for p in PASSAGES for prompt in chat.asked)
 
 
+def test_a_model_that_repeats_the_question_adds_no_search():
+    assert agent(Script("ferry\nnight"), judge=lambda ranking: 1.0).run("ferry").searches == ["ferry", "night"]
+
+
 def test_it_stops_when_no_round_is_left():
     chat = Script("night", "tram", "soup")
     hunt = agent(chat, judge=lambda ranking: 0.49).run("ferry")
