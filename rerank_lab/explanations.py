@@ -87,11 +87,6 @@ class WinMatrix:
     chances: np.ndarray
     usage: Usage = field(default_factory=Usage)
 
-    @property
-    def upsets(self) -> int:
-        """Pairs in which the passage that stands lower beats the higher one."""
-        return int(np.triu(self.chances < self.chances.T, k=1).sum())
-
     def draw(self, axes=None):
         """The matrix as a heat map; gives the axes."""
         return plots.win_matrix(self.chances, self.pids, axes=axes)
