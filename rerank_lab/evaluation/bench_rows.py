@@ -19,13 +19,12 @@ from rerank_lab.core import Reranker, Usage
 from rerank_lab.evaluation.bench_details import FirstStage, calibration, depths, examples, truncation
 from rerank_lab.evaluation.costs import billed_as, costs, latency
 from rerank_lab.evaluation.experiment import Experiment, System
-from rerank_lab.evaluation.facts import cheaper, differences_by_type, paired, pareto, query_types, recommended
+from rerank_lab.evaluation.facts import cheaper, differences_by_type, paired, pareto, quality, query_types, recommended
+from rerank_lab.evaluation.metrics import QUALITY
 from rerank_lab.evaluation.significance import holm, randomisation_test
 from rerank_lab.evaluation.traces import unjudged_share
 
 __all__ = ["Made", "facts"]
-
-QUALITY = "nDCG@10"
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,13 @@ def facts(collection: Collection, made: Sequence[Made], *, baseline: str | None,
     _borrow_latency(rows)
     baseline = baseline if baseline in [row["name"] for row in rows] else None
     _compare(rows, baseline)
-    best = recommended([{**row, "mean": row["measures"][QUALITY]["value"]} for row in rows])
+    best = recommended(rows)
     chosen = next(row for row in rows if row["name"] == best)
     for row in rows:
         if row is not chosen:
             row["against_best"] = _paired(row, chosen)
     fronts = {
-        unit: pareto({r["name"]: (r["cost"][unit], _quality(r)) for r in rows if r["cost"][unit] is not None})
+        unit: pareto({r["name"]: (r["cost"][unit], quality(r)) for r in rows if r["cost"][unit] is not None})
         for unit in ("seconds", "dollars")
     }
     return {
@@ -66,19 +65,10 @@ def facts(collection: Collection, made: Sequence[Made], *, baseline: str | None,
         "recommended": best,
         "types_by": "the collection's groups" if collection.groups else "length and form of the query",
         "systems": rows,
-        "oracles": {one.stage.name: _measures(one.experiment["oracle"]) for one in made},
+        "oracles": {one.stage.name: one.experiment["oracle"].summary() for one in made},
         "depths": {one.stage.name: depths(collection, one.stage, one.experiment, one.rerankers) for one in made},
         "fronts": fronts,
     }
-
-
-def _quality(row: Mapping) -> float:
-    return row["measures"][QUALITY]["value"]
-
-
-def _measures(system: System) -> dict:
-    intervals = {name: system.interval(name) for name in system.values}
-    return {name: {"value": system.mean(name), "low": low, "high": high} for name, (low, high) in intervals.items()}
 
 
 def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[str, dict]) -> list[dict]:
@@ -93,7 +83,7 @@ def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[st
             "name": system.name,
             "first_stage": stage.name,
             "reranker": reranker and reranker.name,
-            "measures": _measures(system),
+            "measures": system.summary(),
             "values": dict(system.values[QUALITY]),
             "unjudged": unjudged_share(system.rankings, collection.qrels),
         }
@@ -148,7 +138,7 @@ def _compare(rows: list[dict], baseline: str | None) -> None:
             tests.append(row["against_first"])
             first = by_name[row["first_stage"]]
             below = [first, *(r for r in rows if r is not row and cheaper(r["cost"], row["cost"]))]
-            row["against_cheaper"] = _tested(row, max(below, key=_quality), tests)
+            row["against_cheaper"] = _tested(row, max(below, key=quality), tests)
         if baseline is not None and row["name"] != baseline:
             row["against_baseline"] = _tested(row, by_name[baseline], tests)
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from rerank_lab.evaluation.facts import FEWEST, cheaper, is_proven
+from rerank_lab.evaluation.facts import FEWEST, cheaper, is_proven, quality
+from rerank_lab.evaluation.metrics import QUALITY
 from rerank_lab.evaluation.wording import counted, interval, money, points, seconds, share, signed
 
 __all__ = ["verdict"]
-
-QUALITY = "nDCG@10"
 
 
 def verdict(result: Mapping) -> dict:
@@ -31,10 +30,6 @@ def verdict(result: Mapping) -> dict:
     makers = (_as_good, _harmful, _open, _types, _depth, _ceiling, _cut, _unjudged, _few, _untimed)
     told = [{"kind": maker.__name__[1:], "text": text} for maker in makers for text in maker(result, best)]
     return {"headline": headline, "because": because, "points": told}
-
-
-def _value(row: Mapping) -> float:
-    return row["measures"][QUALITY]["value"]
 
 
 def _reranked(result: Mapping) -> list[Mapping]:
@@ -75,7 +70,7 @@ def _do_not(result: Mapping, best: Mapping) -> tuple[str, str]:
 
 def _closest(result: Mapping, best: Mapping) -> Mapping | None:
     """The best reranker over a first stage that does without."""
-    return max((row for row in _reranked(result) if row["first_stage"] == best["name"]), key=_value, default=None)
+    return max((row for row in _reranked(result) if row["first_stage"] == best["name"]), key=quality, default=None)
 
 
 def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
@@ -87,7 +82,7 @@ def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
         and cheaper(row["cost"], best["cost"])
         and row["against_best"]["low"] <= 0 <= row["against_best"]["high"]
     ]
-    for row in sorted(able, key=_value, reverse=True)[:2]:
+    for row in sorted(able, key=quality, reverse=True)[:2]:
         part = []
         if row["cost"]["seconds"] is not None and best["cost"]["seconds"]:
             part.append(f"{share(row['cost']['seconds'] / best['cost']['seconds'])} of its time")
@@ -139,7 +134,7 @@ def _depth(result: Mapping, best: Mapping) -> Iterator[str]:
     curve = curves["systems"].get(best["name"])
     if curve is None:
         return
-    start = next(_value(r) for r in result["systems"] if r["name"] == best["first_stage"])
+    start = next(quality(r) for r in result["systems"] if r["name"] == best["first_stage"])
     gain = curve[-1] - start
     peak = max(range(len(curve)), key=lambda i: curve[i])
     enough = next(i for i, value in enumerate(curve) if value - start >= 0.95 * gain)
@@ -158,11 +153,11 @@ def _depth(result: Mapping, best: Mapping) -> Iterator[str]:
 
 def _ceiling(result: Mapping, best: Mapping) -> Iterator[str]:
     oracle = result["oracles"][best["first_stage"]]
-    first = next(_value(r) for r in result["systems"] if r["name"] == best["first_stage"])
+    first = next(quality(r) for r in result["systems"] if r["name"] == best["first_stage"])
     room, recall = oracle[QUALITY]["value"] - first, oracle[f"R@{result['depth']}"]["value"]
     text = f"The best order of the same candidates would reach {points(oracle[QUALITY]['value'])}"
     if best["reranker"] and room > 1e-9:
-        text += f"; {best['reranker']} takes {share((_value(best) - first) / room)} of what there is to gain"
+        text += f"; {best['reranker']} takes {share((quality(best) - first) / room)} of what there is to gain"
     yield f"{text}. The candidates hold {share(recall)} of the relevant passages; the rest is beyond any reranker."
 
 
