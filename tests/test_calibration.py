@@ -213,6 +213,7 @@ def test_a_saved_abstainer_comes_back_whole(how, tmp_path):
 def test_what_is_no_saved_abstainer_is_refused(row, tmp_path):
     with pytest.raises(DataError, match=r"not a saved abstainer.*Abstainer\.save"):
         Abstainer.from_json(row)
-    (tmp_path / "t.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read as JSON"):
-        Abstainer.load(tmp_path / "t.json")
+    for written in (b"{", b"\xff"):
+        (tmp_path / "t.json").write_bytes(written)
+        with pytest.raises(DataError, match="cannot be read as JSON"):
+            Abstainer.load(tmp_path / "t.json")

@@ -78,9 +78,10 @@ class Abstainer:
     def load(cls, path: str | Path) -> Abstainer:
         """Read what `save` wrote; raises DataError as `from_json`."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
+            row = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as JSON: {error}") from error
+        return cls.from_json(row)
 
 
 def threshold_for(top: Sequence[float], relevant: Sequence[bool], precision: float) -> float:
