@@ -18,7 +18,7 @@ from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
 from rerank_lab.training.data import Group
 from rerank_lab.training.losses import loss_of
 
-__all__ = ["BATCH_TOKENS", "Reading", "backbone_with_lora", "export_lora", "save_half"]
+__all__ = ["Reading", "backbone_with_lora", "export_lora", "save_half"]
 
 BATCH_TOKENS = 4096
 
