@@ -16,14 +16,14 @@ After Yao et al., ReAct, ICLR 2023 (https://arxiv.org/abs/2210.03629), and Trive
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rerank_lab.core import Candidate, InputError, Ranking, Reranker, Usage, candidates_from, check_request
-from rerank_lab.first_stage.fusion import rrf
+from rerank_lab.core import Candidate, InputError, Ranking, Reranker, Usage, check_request
+from rerank_lab.first_stage.fusion import fuse
 from rerank_lab.llm import Chat, Message, ask_all, prompts, spoken
 
-__all__ = ["Hunt", "Round", "SearchAgent", "parse_searches", "pooled"]
+__all__ = ["Hunt", "Round", "SearchAgent", "parse_searches"]
 
 MAX_TOKENS = 128  # of an answer: search strings are short
 
@@ -78,14 +78,6 @@ def parse_searches(answer: str, n: int) -> list[str]:
     """
     lines = (re.sub(r"^\W*(\d+[.)]\s)?\W*|\W+$", "", line) for line in spoken(answer).splitlines())
     return list(dict.fromkeys(line for line in lines if line))[:n]
-
-
-def pooled(rankings: Iterable[Sequence[Candidate]]) -> list[Candidate]:
-    """What several searches found, each passage once, best first by reciprocal rank fusion."""
-    rankings = list(rankings)
-    passages = {c.pid: c.passage for ranking in rankings for c in ranking}
-    points = rrf([[c.pid for c in ranking] for ranking in rankings])
-    return candidates_from([passages[pid] for pid in points], list(points.values()))
 
 
 class SearchAgent:
@@ -145,7 +137,7 @@ class SearchAgent:
                 stopped = "nothing new"
                 break
             found |= {s: self.search(s, self.depth) for s in searches}
-            ranking = self.reranker.rerank(query, pooled(found.values())[: self.pool])
+            ranking = self.reranker.rerank(query, fuse(list(found.values()))[: self.pool])
             ranked += ranking.usage
             rounds.append(Round(tuple(searches), ranking, self.judge(ranking) if len(ranking) else 0.0))
             if rounds[-1].probability >= self.threshold:
