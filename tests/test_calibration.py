@@ -105,7 +105,7 @@ def test_a_query_is_judged_by_a_fit_that_has_not_seen_it():
     """One query alone is relevant at low scores: no fit that is asked about it may know."""
     data = {f"q{i}": Judged((3.0, 0.0), (True, False)) for i in range(9)}
     data["odd"] = Judged((-9.0, -10.0), (True, True))
-    chances, relevant = held_out(data, "isotonic", k=5)
+    chances, relevant = held_out(data, "isotonic")
     of_odd = [c for c, r in zip(chances, relevant, strict=True) if r and c < 0.5]
     assert of_odd == [0.0, 0.0]
 

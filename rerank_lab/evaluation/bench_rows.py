@@ -1,8 +1,9 @@
 """The facts of a benchmark, system by system.
 
 systems      a row each: `name`, `first_stage`, `reranker` (None: the first stage alone), `measures` with 95 %
-             intervals, `values` (nDCG@10 by qid), `unjudged` (share of the top ten), `cost`, and where it reranks
-             `against_first`, `against_cheaper`, `against_best`, `types`, `truncation`, `calibration`, `examples`
+             intervals, `values` (nDCG@10 by qid), `unjudged` (share of the top ten), `cost`, `against_best` and
+             `against_baseline` (not of those themselves), and where it reranks `against_first`, `against_cheaper`,
+             `types`, `truncation`, `calibration`, `examples`
 oracles      by first stage: the same candidates in the best order
 depths       by first stage: nDCG@10 of rerankers and oracle, and recall, at each depth
 fronts       the Pareto fronts of nDCG@10 against seconds and against dollars

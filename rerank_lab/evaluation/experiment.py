@@ -56,10 +56,10 @@ class System:
         intervals = {name: self.interval(name) for name in self.values}
         return {name: {"value": self.mean(name), "low": low, "high": high} for name, (low, high) in intervals.items()}
 
-    def by_group(self, groups: Mapping[str, str], measure_name: str = QUALITY) -> dict[str, float]:
-        """Mean by group label, for example by phenomenon."""
+    def by_group(self, groups: Mapping[str, str]) -> dict[str, float]:
+        """Mean nDCG@10 by group label, for example by phenomenon."""
         sums: dict[str, list[float]] = {}
-        for qid, value in self.values[measure_name].items():
+        for qid, value in self.values[QUALITY].items():
             if qid in groups:
                 sums.setdefault(groups[qid], []).append(value)
         return {label: float(np.mean(found)) for label, found in sorted(sums.items())}
