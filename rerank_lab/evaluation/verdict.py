@@ -91,21 +91,21 @@ def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
         yield f"{row['name']} is within the noise of it, {_difference(row['against_best'])}, at {' and '.join(part)}."
 
 
+def _hurts(row: Mapping) -> bool:
+    return row["against_first"]["high"] < 0 and row["against_first"]["p_holm"] < 0.05
+
+
 def _harmful(result: Mapping, best: Mapping) -> Iterator[str]:
-    for row in _reranked(result):
-        loss = row["against_first"]
-        if loss["high"] < 0 and loss["p_holm"] < 0.05:
-            yield f"{row['name']} hurts: {_difference(loss)} against {row['first_stage']} alone."
+    for row in filter(_hurts, _reranked(result)):
+        yield f"{row['name']} hurts: {_difference(row['against_first'])} against {row['first_stage']} alone."
 
 
 def _open(result: Mapping, best: Mapping) -> Iterator[str]:
     """Rerankers that are proven neither better nor worse."""
     told = None if best["reranker"] else _closest(result, best)  # stands in `because` already
     for row in _reranked(result):
-        gain = row["against_first"]
-        harmful = gain["high"] < 0 and gain["p_holm"] < 0.05
-        if row is not told and not harmful and not is_proven(gain):
-            first = row["first_stage"]
+        gain, first = row["against_first"], row["first_stage"]
+        if row is not told and not _hurts(row) and not is_proven(gain):
             yield f"{row['name']} is not proven better than {first}: {_difference(gain)}{_would_take(gain)}."
 
 

@@ -17,7 +17,7 @@ from rerank_lab.first_stage.bi_encoder import BiEncoder
 from rerank_lab.first_stage.bm25 import BM25
 from rerank_lab.training.text import interleave
 
-__all__ = ["NEAR_COPY", "SIZE", "Negatives"]
+__all__ = ["NEAR_COPY", "Negatives"]
 
 SIZE = 8  # passages a group
 NEAR_COPY = 0.95  # cosine above which a negative may be the positive in other words
