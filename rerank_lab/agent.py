@@ -16,14 +16,14 @@ After Yao et al., ReAct, ICLR 2023 (https://arxiv.org/abs/2210.03629), and Trive
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rerank_lab.core import Candidate, InputError, Ranking, Reranker, Usage, candidates_from
-from rerank_lab.first_stage.fusion import rrf
+from rerank_lab.core import Candidate, InputError, Ranking, Reranker, Usage, check_request
+from rerank_lab.first_stage.fusion import fuse
 from rerank_lab.llm import Chat, Message, ask_all, prompts, spoken
 
-__all__ = ["Hunt", "Round", "SearchAgent", "parse_searches", "pooled"]
+__all__ = ["Hunt", "Round", "SearchAgent", "parse_searches"]
 
 MAX_TOKENS = 128  # of an answer: search strings are short
 
@@ -48,7 +48,7 @@ class Hunt:
     """What the agent did for a question.
 
     Attributes:
-        rounds: in order; empty if nothing could be searched.
+        rounds: in order; the first searches the question itself.
         stopped: `enough`, `rounds` (none left) or `nothing new` (to search for).
         asked: what the language model took.
         ranked: what the reranker took, over all rounds.
@@ -63,7 +63,7 @@ class Hunt:
     @property
     def ranking(self) -> Ranking:
         """What was found, as it was ordered last."""
-        return self.rounds[-1].ranking if self.rounds else Ranking(self.query, ())
+        return self.rounds[-1].ranking
 
     @property
     def searches(self) -> list[str]:
@@ -78,14 +78,6 @@ def parse_searches(answer: str, n: int) -> list[str]:
     """
     lines = (re.sub(r"^\W*(\d+[.)]\s)?\W*|\W+$", "", line) for line in spoken(answer).splitlines())
     return list(dict.fromkeys(line for line in lines if line))[:n]
-
-
-def pooled(rankings: Iterable[Sequence[Candidate]]) -> list[Candidate]:
-    """What several searches found, each passage once, best first by reciprocal rank fusion."""
-    rankings = list(rankings)
-    passages = {c.pid: c.passage for ranking in rankings for c in ranking}
-    points = rrf([[c.pid for c in ranking] for ranking in rankings])
-    return candidates_from([passages[pid] for pid in points], list(points.values()))
 
 
 class SearchAgent:
@@ -133,20 +125,19 @@ class SearchAgent:
         Raises:
             InputError: a blank query.
         """
-        if not isinstance(query, str) or not query.strip():
-            raise InputError(f"the query is {query!r}: give a string with at least one visible character")
+        check_request(query, [], None)
         found: dict[str, Sequence[Candidate]] = {}
         rounds: list[Round] = []
         stopped, asked, ranked = "rounds", Usage(), Usage()
         while len(rounds) < self.rounds:
             (answer,) = ask_all(self.chat, [self.prompt(query, list(found))], asked, max_tokens=MAX_TOKENS)
             written = parse_searches(answer, self.strings)
-            searches = [s for s in ([] if found else [query]) + written if s not in found]
+            searches = [s for s in dict.fromkeys([query, *written]) if s not in found]
             if not searches:
                 stopped = "nothing new"
                 break
             found |= {s: self.search(s, self.depth) for s in searches}
-            ranking = self.reranker.rerank(query, pooled(found.values())[: self.pool])
+            ranking = self.reranker.rerank(query, fuse(list(found.values()))[: self.pool])
             ranked += ranking.usage
             rounds.append(Round(tuple(searches), ranking, self.judge(ranking) if len(ranking) else 0.0))
             if rounds[-1].probability >= self.threshold:

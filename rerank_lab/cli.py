@@ -24,6 +24,7 @@ from rerank_lab.cli_parts import (
     load_first_stage,
     load_reranker,
     load_rerankers,
+    make_folder,
     read_named_run,
     write_text,
 )
@@ -76,7 +77,7 @@ def search(
         table.add_column(head, justify="right" if right else "left", overflow="fold")
     for c in ranking:
         table.add_row(str(c.rank), str(c.first_rank), f"{c.score:.2f}", c.pid, c.text)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # what passages and queries say is shown and not obeyed
     console.print(table)
     usage = ranking.usage
     console.print(
@@ -195,7 +196,7 @@ def compare(
 def _save_runs(experiment, folder: Path) -> None:
     from rerank_lab.collections import write_run
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for system in experiment.systems:
         name = system.name.replace("/", "--").replace(" ", "-")
         write_run(system.places(), folder / f"run.{name}.trec", name)
@@ -231,7 +232,7 @@ def _print_comparison(result: dict[str, Any]) -> None:
         values += [sum(usage["repairs"].values())] if repaired else []
         costs = [f"{value}" if usage["pairs"] else "" for value in values]
         table.add_row(row["name"], *cells, p, *costs, f"{usage['seconds']:.1f}" if usage["pairs"] else "")
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=None if sys.stdout.isatty() else 150, markup=False, emoji=False)
     console.print(table)
     if "groups" in systems[0]:
         groups = Table(title="\nnDCG@10 by phenomenon", box=None, pad_edge=False, title_justify="left")

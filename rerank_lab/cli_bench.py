@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -89,9 +90,12 @@ def bench(
 
 def _stages(names: list[str], data, dtype: str, device: str, show: bool) -> dict[str, object]:
     """First stages and runs by the names that reports call them, in the order given."""
+    called = {name: name if name in STAGES or name in data.runs else Path(name).name for name in names}
+    if twice := [name for name, label in called.items() if list(called.values()).count(label) > 1]:
+        raise InputError(f"reports would call {' and '.join(twice)} both {called[twice[0]]}: rename a file")
     runs = {name: read_named_run(name, data) for name in names if name not in STAGES}
     made = load_first_stages([n for n in names if n in STAGES], list(data.passages.values()), dtype, device, show)
-    return {name if name in data.runs or name in made else Path(name).name: (made | runs)[name] for name in names}
+    return {label: (made | runs)[name] for name, label in called.items()}
 
 
 def judge(
@@ -147,8 +151,6 @@ def judge(
 
 
 def _chat(by: str, dtype: str, device: str):
-    import os
-
     from rerank_lab.catalogue import chat_from_environment
     from rerank_lab.llm import LocalModel
 

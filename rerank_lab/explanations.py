@@ -6,7 +6,7 @@ Each is plain data with the query, the usage that it took, and a drawing from `p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Occlusion:
     words: tuple[str, ...]
     effects: tuple[float, ...]
     score: float
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage
 
     def _repr_html_(self) -> str:
         return plots.shade_tokens(self.words, self.effects).data
@@ -53,7 +53,7 @@ class MaxSimMap:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     similarity: np.ndarray
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage
 
     @property
     def score(self) -> float:
@@ -85,12 +85,7 @@ class WinMatrix:
     query: str
     pids: tuple[str, ...]
     chances: np.ndarray
-    usage: Usage = field(default_factory=Usage)
-
-    @property
-    def upsets(self) -> int:
-        """Pairs in which the passage that stands lower beats the higher one."""
-        return int(np.triu(self.chances < self.chances.T, k=1).sum())
+    usage: Usage
 
     def draw(self, axes=None):
         """The matrix as a heat map; gives the axes."""
@@ -124,7 +119,7 @@ class Trace:
     query: str
     pids: tuple[str, ...]
     steps: tuple[Step, ...]
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage
 
     def places(self, pid: str) -> list[int]:
         """The place of a passage, counted from 1: as it came, and after each step."""

@@ -54,12 +54,11 @@ def set_style() -> None:
     )
 
 
-def bars_with_intervals(values: Mapping[str, tuple[float, float, float]], *, label: str = "nDCG@10", axes=None):
-    """Horizontal bars with intervals, one a system, coloured by family.
+def bars_with_intervals(values: Mapping[str, tuple[float, float, float]], *, axes=None):
+    """Horizontal bars of nDCG@10 with intervals, one a system, coloured by family.
 
     Args:
         values: mean, low and high by system name.
-        label: of the value axis.
         axes: to draw on; a new figure without it.
 
     Returns:
@@ -76,7 +75,7 @@ def bars_with_intervals(values: Mapping[str, tuple[float, float, float]], *, lab
         axes.text(high + 0.01, place, f"{mean:.3f}", va="center")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.05)
-    axes.set_xlabel(label)
+    axes.set_xlabel("nDCG@10")
     axes.grid(axis="y", visible=False)
     return axes
 

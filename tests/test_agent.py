@@ -14,10 +14,9 @@ from rerank_lab import (
     Passage,
     Recorder,
     YesNoReranker,
-    candidates_from,
     read_collection,
 )
-from rerank_lab.agent import SearchAgent, parse_searches, pooled
+from rerank_lab.agent import SearchAgent, parse_searches
 from rerank_lab.catalogue import recorded_replies
 from rerank_lab.core import InputError, Repairs, Usage, in_places
 from rerank_lab.llm import Reply
@@ -88,6 +87,10 @@ def test_the_model_is_shown_the_question_and_the_searches_and_no_passage():
     assert "Question: last ferry" in reformulate
     assert re.findall(r"^- (.*)$", reformulate, flags=re.M) == ["last ferry", "night tram", "serves soup"]
     assert not any(p.text in prompt for p in PASSAGES for prompt in chat.asked)
+
+
+def test_a_model_that_repeats_the_question_adds_no_search():
+    assert agent(Script("ferry\nnight"), judge=lambda ranking: 1.0).run("ferry").searches == ["ferry", "night"]
 
 
 def test_it_stops_when_no_round_is_left():
@@ -182,12 +185,6 @@ def test_search_strings_of_any_answer_are_few_different_and_not_blank(answer, n)
     searches = parse_searches(answer, n)
     assert len(searches) == len(set(searches)) <= n
     assert all(re.search(r"\w", s) and s == s.strip() and "\n" not in s for s in searches)
-
-
-def test_a_pool_holds_each_passage_once_in_the_order_of_the_fusion():
-    first, second = candidates_from(PASSAGES[:2]), candidates_from(PASSAGES[1:])
-    assert [c.pid for c in pooled([first, second])] == ["tram", "boat", "soup"]
-    assert pooled([]) == pooled([[], []]) == []
 
 
 # The record

@@ -87,6 +87,24 @@ def test_all_tests_are_corrected_together(result):
     assert [t["p_holm"] for t in tests.values()] == corrected
 
 
+def test_a_baseline_that_is_the_best_cheaper_system_too_is_tested_against_once(stages):
+    class Knowing(ByLength):
+        def _score(self, query, passages, usage):
+            (grades,) = (QRELS[qid] for qid, text in QUERIES.items() if text == query)
+            return [float(grades.get(p.pid, 0)) for p in passages]
+
+    class Slow(ByLength):
+        def rerank(self, query, candidates, *, top_k=None):
+            ranking = super().rerank(query, candidates, top_k=top_k)
+            ranking.usage.seconds = 9.0
+            return ranking
+
+    result = benchmark(DATA, stages, [Knowing("knowing"), Slow("slow")], depth=12, baseline="knowing")
+    slow = row(result, "slow")
+    assert slow["against_cheaper"]["system"] == "knowing"
+    assert slow["against_baseline"] is slow["against_cheaper"]
+
+
 def test_a_baseline_is_tested_against_too_and_an_unknown_one_is_refused(stages):
     result = benchmark(DATA, stages, [ByLength(), Identity()], depth=5, baseline="by length")
     assert row(result, "identity")["against_baseline"]["system"] == "by length"
@@ -211,12 +229,15 @@ def test_scores_known_from_another_first_stage_borrow_the_time_that_they_took_th
     model = CrossEncoder.from_pretrained(tiny_bert, cache=cache)
     found = {qid: stages["bm25"].search(text, 6)[::-1] for qid, text in QUERIES.items()}
     run = {qid: {c.pid: -c.score for c in candidates} for qid, candidates in found.items()}
-    result = benchmark(DATA, {**stages, "same": run}, [model], depth=6, cache=cache)
+    prices = {"machine": {"hour": 1.0}}
+    result = benchmark(DATA, {**stages, "same": run}, [model], depth=6, cache=cache, prices=prices)
     cache.close()
     own, lent = (row(result, f"{name} → {model.name}")["cost"] for name in ("bm25", "same"))
     assert lent["borrowed_from"] == f"bm25 → {model.name}"
     assert lent["rerank"] == own["rerank"]
     assert lent["seconds"] == pytest.approx(own["rerank"]["p50"])  # a run was searched nobody knows when
+    assert lent["per_second"] == pytest.approx(1 / own["rerank"]["mean"])
+    assert own["per_second"] < lent["per_second"] and own["dollars"] > lent["dollars"]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_a_query_is_judged_by_a_fit_that_has_not_seen_it():
     """One query alone is relevant at low scores: no fit that is asked about it may know."""
     data = {f"q{i}": Judged((3.0, 0.0), (True, False)) for i in range(9)}
     data["odd"] = Judged((-9.0, -10.0), (True, True))
-    chances, relevant = held_out(data, "isotonic", k=5)
+    chances, relevant = held_out(data, "isotonic")
     of_odd = [c for c, r in zip(chances, relevant, strict=True) if r and c < 0.5]
     assert of_odd == [0.0, 0.0]
 
@@ -213,6 +213,7 @@ def test_a_saved_abstainer_comes_back_whole(how, tmp_path):
 def test_what_is_no_saved_abstainer_is_refused(row, tmp_path):
     with pytest.raises(DataError, match=r"not a saved abstainer.*Abstainer\.save"):
         Abstainer.from_json(row)
-    (tmp_path / "t.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read as JSON"):
-        Abstainer.load(tmp_path / "t.json")
+    for written in (b"{", b"\xff"):
+        (tmp_path / "t.json").write_bytes(written)
+        with pytest.raises(DataError, match="cannot be read as JSON"):
+            Abstainer.load(tmp_path / "t.json")

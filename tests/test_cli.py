@@ -292,6 +292,11 @@ def test_search_without_a_reranker_shows_the_first_stage(good, beir_folder):
     assert "d2" not in out
 
 
+def test_search_shows_what_looks_like_markup_as_it_stands(good, beir_folder):
+    out = good("search", "[/b] ticket :boat:", "--collection", beir_folder, "--reranker", "identity")
+    assert out.lstrip().startswith("[/b] ticket :boat:")
+
+
 @pytest.mark.parametrize("stage", ["bi-encoder", "fusion"])
 def test_search_with_the_other_first_stages_finds_meaning_too(good, beir_folder, stage):
     options = ("--collection", beir_folder, "--first-stage", stage, "--reranker", "identity", "--k", 1)

@@ -309,6 +309,11 @@ def test_a_run_becomes_candidates_best_first_and_cut(tmp_path):
     assert (found["q2"], found["q3"]) == ([], [])
 
 
+def test_a_run_from_memory_needs_no_order():
+    found = candidates_of_run({"q1": {"a": 1.0, "b": 2.0, "c": 1.0}}, DATA, depth=2)
+    assert [c.pid for c in found["q1"]] == ["b", "a"]
+
+
 def test_a_run_with_an_unjudged_query_or_an_unknown_passage_is_refused():
     with pytest.raises(DataError, match="run has query 'unjudged', which has no qrels in small"):
         candidates_of_run({"q1": {"a": 1.0}, "unjudged": {"a": 1.0}}, DATA, 10)

@@ -126,14 +126,8 @@ def test_the_win_matrix_of_pairwise_prompting_is_a_staircase_for_a_judge_without
     found = explain(PairwiseReranker(ByNumber(), depth=4), "how many boats?", NUMBERS)
     assert found.pids == ("p4", "p3", "p2", "p1")
     assert found.chances.tolist() == [[0.5, 1, 1, 1], [0, 0.5, 1, 1], [0, 0, 0.5, 1], [0, 0, 0, 0.5]]
-    assert (found.upsets, found.usage.calls) == (0, 12)
+    assert found.usage.calls == 12
     assert [t.get_text() for t in found.draw().get_yticklabels()] == list(found.pids)
-
-
-def test_an_upset_is_a_pair_in_which_the_lower_one_wins(t5):
-    found = explain(PairwiseReranker(ByNumber()), "boats?", NUMBERS[:2])
-    turned = type(found)(found.query, found.pids, found.chances.T)
-    assert (found.upsets, turned.upsets) == (0, 1)
 
 
 def test_the_trace_of_listwise_prompting_shows_each_window_and_ends_with_the_ranking():

@@ -78,9 +78,10 @@ class Abstainer:
     def load(cls, path: str | Path) -> Abstainer:
         """Read what `save` wrote; raises DataError as `from_json`."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
+            row = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as JSON: {error}") from error
+        return cls.from_json(row)
 
 
 def threshold_for(top: Sequence[float], relevant: Sequence[bool], precision: float) -> float:
@@ -104,9 +105,7 @@ def threshold_for(top: Sequence[float], relevant: Sequence[bool], precision: flo
     return best
 
 
-def fit_abstainer(
-    data: Mapping[str, Judged], how: str = "platt", *, precision: float = 0.9, k: int = 5, seed: int = 0
-) -> Abstainer:
+def fit_abstainer(data: Mapping[str, Judged], how: str = "platt", *, precision: float = 0.9) -> Abstainer:
     """Fit calibration and threshold on all queries; precision and coverage are those of fits on the other folds.
 
     Args:
@@ -119,7 +118,7 @@ def fit_abstainer(
     if not 0 < precision <= 1:
         raise InputError(f"precision is {precision}: give more than 0 and at most 1")
     given = right = judged = 0
-    for fitted, fold in rounds(data, k, seed):
+    for fitted, fold in rounds(data):
         made = _fit_on(data, fitted, how, precision)
         for qid in fold:
             judged += 1

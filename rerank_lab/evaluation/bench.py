@@ -49,7 +49,6 @@ def benchmark(
     *,
     depth: int = 50,
     queries: int | None = None,
-    seed: int = 0,
     baseline: str | None = None,
     prices: Mapping[str, dict] | None = None,
     cache: ScoreCache | None = None,
@@ -62,8 +61,7 @@ def benchmark(
         stages: by name, objects with `search(query, k)` or runs.
         rerankers: names must differ.
         depth: candidates to rerank.
-        queries: how many to draw; all that can be measured without it.
-        seed: of the draw.
+        queries: how many to draw, always the same; all that can be measured without it.
         baseline: a system that all others are tested against too.
         prices: one's own, as `prices.read_prices` gives them.
         cache: remembers what rankings took when their scores were computed; the rerankers' own, or None.
@@ -80,7 +78,7 @@ def benchmark(
         raise InputError(f"depth is {depth} and queries {queries}: give at least 1 of each")
     _check(list(stages), rerankers, baseline)
     sound, notes = sound_collection(collection)
-    drawn = _drawn(sound, queries, seed)
+    drawn = _drawn(sound, queries)
     searchers, of_runs, left_out = _usable(stages, sound)
     notes += of_runs
     found = {name: _search(name, stage, drawn, depth, progress) for name, stage in searchers.items()}
@@ -150,11 +148,11 @@ def _measured(
     return Made(stage, experiment, rerankers, {label: outcome.usages for label, (_, outcome) in outcomes.items()})
 
 
-def _drawn(collection: Collection, queries: int | None, seed: int) -> Collection:
+def _drawn(collection: Collection, queries: int | None) -> Collection:
     if queries is None or queries >= len(collection.queries):
         return collection
     qids = list(collection.queries)
-    chosen = set(np.random.default_rng(seed).choice(len(qids), queries, replace=False).tolist())
+    chosen = set(np.random.default_rng(0).choice(len(qids), queries, replace=False).tolist())
     return _without(collection, {qid: "" for i, qid in enumerate(qids) if i not in chosen})
 
 

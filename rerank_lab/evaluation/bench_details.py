@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rerank_lab.collections.collection import Collection
 from rerank_lab.core import Candidate, InputError, PointwiseReranker, Reranker
 from rerank_lab.evaluation.abstaining import fit_abstainer
 from rerank_lab.evaluation.calibration import Judged, expected_calibration_error, held_out, reliability
 from rerank_lab.evaluation.experiment import Experiment, System
-from rerank_lab.evaluation.metrics import measures_for
+from rerank_lab.evaluation.metrics import QUALITY, measures_for
 from rerank_lab.evaluation.traces import depth_grid, depth_values, moved
 
 __all__ = ["FirstStage", "calibration", "depths", "examples", "truncation"]
 
 SHOWN = 5  # wins and losses of each system that are told in full
-QUALITY = "nDCG@10"
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,7 @@ def calibration(collection: Collection, system: System, reranker: Reranker) -> d
         abstainer = fit_abstainer(data, how).to_json()
     except InputError:
         return None
-    bins = [
-        {"low": b.low, "high": b.high, "pairs": b.pairs, "promised": b.promised, "came_true": b.came_true}
-        for b in reliability(*chances[how])
-    ]
+    bins = [asdict(b) for b in reliability(*chances[how])]
     return {"how": how, "error": errors, "bins": bins, "abstainer": abstainer}
 
 

@@ -1,8 +1,9 @@
 """The facts of a benchmark, system by system.
 
 systems      a row each: `name`, `first_stage`, `reranker` (None: the first stage alone), `measures` with 95 %
-             intervals, `values` (nDCG@10 by qid), `unjudged` (share of the top ten), `cost`, and where it reranks
-             `against_first`, `against_cheaper`, `against_best`, `types`, `truncation`, `calibration`, `examples`
+             intervals, `values` (nDCG@10 by qid), `unjudged` (share of the top ten), `cost`, `against_best` and
+             `against_baseline` (not of those themselves), and where it reranks `against_first`, `against_cheaper`,
+             `types`, `truncation`, `calibration`, `examples`
 oracles      by first stage: the same candidates in the best order
 depths       by first stage: nDCG@10 of rerankers and oracle, and recall, at each depth
 fronts       the Pareto fronts of nDCG@10 against seconds and against dollars
@@ -17,15 +18,14 @@ from dataclasses import dataclass
 from rerank_lab.collections.collection import Collection
 from rerank_lab.core import Reranker, Usage
 from rerank_lab.evaluation.bench_details import FirstStage, calibration, depths, examples, truncation
-from rerank_lab.evaluation.costs import billed_as, costs, latency
-from rerank_lab.evaluation.experiment import Experiment, System
-from rerank_lab.evaluation.facts import cheaper, differences_by_type, paired, pareto, query_types, recommended
+from rerank_lab.evaluation.costs import billed_as, costs, latency, with_search
+from rerank_lab.evaluation.experiment import Experiment
+from rerank_lab.evaluation.facts import cheaper, differences_by_type, paired, pareto, quality, query_types, recommended
+from rerank_lab.evaluation.metrics import QUALITY
 from rerank_lab.evaluation.significance import holm, randomisation_test
 from rerank_lab.evaluation.traces import unjudged_share
 
 __all__ = ["Made", "facts"]
-
-QUALITY = "nDCG@10"
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,32 @@ class Made:
 def facts(collection: Collection, made: Sequence[Made], *, baseline: str | None, prices: Mapping[str, dict]) -> dict:
     """Everything that is told about the systems, as plain data; a baseline that was left out is none."""
     types = query_types(collection.queries, collection.groups)
+    labelled = collection.groups.keys() & collection.queries.keys()
     rows = [row for one in made for row in _rows(collection, one, types, prices)]
     _borrow_latency(rows)
+    for row in rows:
+        if row["reranker"] is not None:
+            row["cost"] = with_search(row["cost"], prices)
     baseline = baseline if baseline in [row["name"] for row in rows] else None
     _compare(rows, baseline)
-    best = recommended([{**row, "mean": row["measures"][QUALITY]["value"]} for row in rows])
+    best = recommended(rows)
     chosen = next(row for row in rows if row["name"] == best)
     for row in rows:
         if row is not chosen:
             row["against_best"] = _paired(row, chosen)
     fronts = {
-        unit: pareto({r["name"]: (r["cost"][unit], _quality(r)) for r in rows if r["cost"][unit] is not None})
+        unit: pareto({r["name"]: (r["cost"][unit], quality(r)) for r in rows if r["cost"][unit] is not None})
         for unit in ("seconds", "dollars")
     }
     return {
         "baseline": baseline,
         "recommended": best,
-        "types_by": "the collection's groups" if collection.groups else "length and form of the query",
+        "types_by": "the collection's groups" if labelled else "length and form of the query",
         "systems": rows,
-        "oracles": {one.stage.name: _measures(one.experiment["oracle"]) for one in made},
+        "oracles": {one.stage.name: one.experiment["oracle"].summary() for one in made},
         "depths": {one.stage.name: depths(collection, one.stage, one.experiment, one.rerankers) for one in made},
         "fronts": fronts,
     }
-
-
-def _quality(row: Mapping) -> float:
-    return row["measures"][QUALITY]["value"]
-
-
-def _measures(system: System) -> dict:
-    intervals = {name: system.interval(name) for name in system.values}
-    return {name: {"value": system.mean(name), "low": low, "high": high} for name, (low, high) in intervals.items()}
 
 
 def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[str, dict]) -> list[dict]:
@@ -93,7 +88,7 @@ def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[st
             "name": system.name,
             "first_stage": stage.name,
             "reranker": reranker and reranker.name,
-            "measures": _measures(system),
+            "measures": system.summary(),
             "values": dict(system.values[QUALITY]),
             "unjudged": unjudged_share(system.rankings, collection.qrels),
         }
@@ -102,10 +97,9 @@ def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[st
             priced = search["mean"] * hour / 3600 if search else None if hour else 0.0
             row["cost"] = {"search": search, "rerank": None, "seconds": seconds, "dollars": priced}
         else:
-            used = {qid: u for qid, u in made.usages[system.name].items() if qid in collection.queries}
-            spent = costs(used, len(collection.queries), billed_as(reranker), prices, search)
-            row["cost"] = {"search": search, **spent}
-            row["against_first"] = {"system": first.name, **_paired_values(system, first), "p": system.p}
+            used = [usage for qid, usage in made.usages[system.name].items() if qid in collection.queries]
+            row["cost"] = {"search": search, **costs(used, len(collection.queries), billed_as(reranker), prices)}
+            row["against_first"] = {**_paired(row, rows[0]), "p": system.p}
             row["types"] = differences_by_type(system.values[QUALITY], first.values[QUALITY], types)
             row["truncation"] = truncation(collection, stage, reranker)
             row["calibration"] = calibration(collection, system, reranker)
@@ -114,13 +108,12 @@ def _rows(collection: Collection, made: Made, types: Mapping, prices: Mapping[st
     return rows
 
 
-def _paired_values(a: System, b: System) -> dict:
-    left, right = a.values[QUALITY], b.values[QUALITY]
-    return paired([left[q] for q in left], [right[q] for q in left])
+def _values(a: Mapping, b: Mapping) -> tuple[list[float], list[float]]:
+    return list(a["values"].values()), [b["values"][qid] for qid in a["values"]]
 
 
 def _paired(a: Mapping, b: Mapping) -> dict:
-    return {"system": b["name"], **paired(list(a["values"].values()), [b["values"][q] for q in a["values"]])}
+    return {"system": b["name"], **paired(*_values(a, b))}
 
 
 def _borrow_latency(rows: list[dict]) -> None:
@@ -128,15 +121,13 @@ def _borrow_latency(rows: list[dict]) -> None:
     takes the time that it took there: its work depends on how many passages it reads, not on who found them."""
     for row in rows:
         cost = row["cost"]
-        others = [r for r in rows if r["reranker"] == row["reranker"] and r is not row and r["cost"].get("rerank")]
-        if row["reranker"] is None or not others:
+        others = [r for r in rows if r["reranker"] == row["reranker"] and r is not row and r["cost"]["rerank"]]
+        if not others:
             continue
         best = max(others, key=lambda r: r["cost"]["rerank"]["queries"])
         if cost["rerank"] is None or cost["rerank"]["queries"] < min(10, best["cost"]["rerank"]["queries"]):
-            search, lent = cost["search"], best["cost"]
-            had = lent["search"]["p50"] if lent["search"] else 0.0
-            cost |= {k: lent[k] for k in lent if k not in {"search", "not_timed"}} | {"borrowed_from": best["name"]}
-            cost["seconds"] = lent["seconds"] - had + (search["p50"] if search else 0.0)
+            lent = {key: value for key, value in best["cost"].items() if key not in {"search", "not_timed"}}
+            cost |= lent | {"borrowed_from": best["name"]}
 
 
 def _compare(rows: list[dict], baseline: str | None) -> None:
@@ -148,7 +139,7 @@ def _compare(rows: list[dict], baseline: str | None) -> None:
             tests.append(row["against_first"])
             first = by_name[row["first_stage"]]
             below = [first, *(r for r in rows if r is not row and cheaper(r["cost"], row["cost"]))]
-            row["against_cheaper"] = _tested(row, max(below, key=_quality), tests)
+            row["against_cheaper"] = _tested(row, max(below, key=quality), tests)
         if baseline is not None and row["name"] != baseline:
             row["against_baseline"] = _tested(row, by_name[baseline], tests)
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
@@ -156,10 +147,9 @@ def _compare(rows: list[dict], baseline: str | None) -> None:
 
 
 def _tested(row: dict, other: dict, tests: list[dict]) -> dict:
-    first = row.get("against_first")
-    if first and first["system"] == other["name"]:
-        return first
-    test = _paired(row, other)
-    values = list(row["values"].values()), [other["values"][q] for q in row["values"]]
-    tests.append(test | {"p": randomisation_test(*values)})
+    """The test of a row against another, which is one test for however many questions it answers."""
+    for had in (row.get("against_first"), row.get("against_cheaper")):
+        if had and had["system"] == other["name"]:
+            return had
+    tests.append(_paired(row, other) | {"p": randomisation_test(*_values(row, other))})
     return tests[-1]

@@ -34,6 +34,8 @@ __all__ = [
     "rounds",
 ]
 
+FOLDS = 5
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -102,13 +104,13 @@ def fit(scores: Sequence[float], relevant: Sequence[bool], how: str = "platt") -
     return Calibration(how, (slope,), (float(made.intercept_[0]) - slope * float(x.mean()),))
 
 
-def folds(qids: Sequence[str], k: int = 5, seed: int = 0) -> list[list[str]]:
+def folds(qids: Sequence[str], k: int = FOLDS) -> list[list[str]]:
     """Queries dealt to k folds, so that no query is both fitted and judged.
 
     >>> folds(["a", "b", "c"], k=2)
     [['c', 'b'], ['a']]
     """
-    shuffled = [qids[i] for i in np.random.default_rng(seed).permutation(len(qids))]
+    shuffled = [qids[i] for i in np.random.default_rng(0).permutation(len(qids))]
     return [fold for i in range(k) if (fold := shuffled[i::k])]
 
 
@@ -117,22 +119,20 @@ def pairs_of(data: Mapping[str, Judged], qids: Sequence[str]) -> tuple[list[floa
     return [s for q in qids for s in data[q].scores], [r for q in qids for r in data[q].relevant]
 
 
-def rounds(data: Mapping[str, Judged], k: int = 5, seed: int = 0) -> Iterator[tuple[list[str], list[str]]]:
-    """Queries to fit and queries held out, k times.
+def rounds(data: Mapping[str, Judged]) -> Iterator[tuple[list[str], list[str]]]:
+    """Queries to fit and queries held out, five times.
 
     Raises:
         InputError: fewer than two queries a fold.
     """
-    if len(data) < 2 * k:
-        raise InputError(f"{len(data)} queries are too few for {k} folds: give at least {2 * k}")
-    for fold in folds(list(data), k, seed):
+    if len(data) < 2 * FOLDS:
+        raise InputError(f"{len(data)} queries are too few for {FOLDS} folds: give at least {2 * FOLDS}")
+    for fold in folds(list(data)):
         out = set(fold)
         yield [q for q in data if q not in out], fold
 
 
-def held_out(
-    data: Mapping[str, Judged], how: str = "platt", *, k: int = 5, seed: int = 0
-) -> tuple[list[float], list[bool]]:
+def held_out(data: Mapping[str, Judged], how: str = "platt") -> tuple[list[float], list[bool]]:
     """The probability of every pair by a fit that has not seen its query, and whether the pair is relevant.
 
     Args:
@@ -143,7 +143,7 @@ def held_out(
     """
     chances: list[float] = []
     labels: list[bool] = []
-    for fitted, fold in rounds(data, k, seed):
+    for fitted, fold in rounds(data):
         calibration = fit(*pairs_of(data, fitted), how)
         scores, relevant = pairs_of(data, fold)
         chances += [calibration.probability(s) for s in scores]

@@ -14,13 +14,13 @@ from markupsafe import Markup
 __all__ = ["bars", "curves", "reliability", "scatter", "strip", "ticks"]
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers, at least two, from at or below `low` to at or above `high`.
 
     >>> ticks(0.31, 0.47)
     [0.3, 0.35, 0.4, 0.45, 0.5]
     """
-    rough = max(1e-3, (high - low) / (most - 1))
+    rough = max(1e-3, (high - low) / 5)
     power = 10 ** floor(log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)

@@ -14,7 +14,9 @@ from rerank_lab.core import InputError, Reranker, Usage
 from rerank_lab.llm import LocalModel
 from rerank_lab.prices import cost
 
-__all__ = ["billed_as", "costs", "dollars", "latency"]
+__all__ = ["billed_as", "costs", "dollars", "latency", "with_search"]
+
+COUNTED = ("pairs", "calls", "input_tokens", "output_tokens")
 
 
 def latency(seconds: Sequence[float]) -> dict | None:
@@ -67,40 +69,41 @@ def dollars(
     return billed + seconds * hour / 3600, f"this machine at ${hour:g} an hour"
 
 
-def costs(
-    usages: Mapping[str, Usage],
-    queries: int,
-    model: str | None,
-    prices: Mapping[str, dict],
-    search: Mapping | None,
-) -> dict:
-    """Seconds, calls, tokens and dollars a query of a reranker, the search before it included.
+def costs(usages: Sequence[Usage], queries: int, model: str | None, prices: Mapping[str, dict]) -> dict:
+    """Seconds, calls, tokens and dollars a query of a reranker, without the search before it.
 
     Args:
-        usages: of the queries that were computed, by qid; may be empty.
+        usages: of the queries that were computed; may be empty.
         queries: how many there were in all.
         model: as `billed_as` gives it.
         prices: the user's own.
-        search: `latency` of the first stage; None where not known, for example of a run.
     """
-    timed = [u.seconds for u in usages.values() if not u.replayed]
+    timed = [u.seconds for u in usages if not u.replayed]
     took = latency(timed)
-    found = list(usages.values())
-    priced, how = dollars(found, took and took["mean"], model, prices) if found else (None, "no query was computed")
-    hour = prices.get("machine", {}).get("hour", 0.0)
-    if priced is not None and search is not None:
-        priced += search["mean"] * hour / 3600
-    mean = {name: sum(getattr(u, name) for u in found) / len(found) if found else None for name in COUNTED}
+    priced, how = dollars(usages, took and took["mean"], model, prices) if usages else (None, "no query was computed")
+    mean = {name: sum(getattr(u, name) for u in usages) / len(usages) if usages else None for name in COUNTED}
     return {
         "rerank": took,
-        "seconds": None if took is None else took["p50"] + (search["p50"] if search else 0.0),
-        "per_second": None if took is None else 1 / max(1e-9, took["mean"] + (search["mean"] if search else 0.0)),
         "not_timed": queries - len(timed),
-        "replayed": sum(u.replayed > 0 for u in found),
+        "replayed": sum(u.replayed > 0 for u in usages),
         **mean,
         "dollars": priced,
         "priced": how,
     }
 
 
-COUNTED = ("pairs", "calls", "input_tokens", "output_tokens")
+def with_search(cost: Mapping, prices: Mapping[str, dict]) -> dict:
+    """A reranker's costs with those of the search before it: `seconds` (median), `per_second` and `dollars` of both.
+
+    Args:
+        cost: as `costs` gives it, and `search`, the `latency` of the first stage: None where not known, as of a run.
+        prices: the user's own.
+    """
+    took, search = cost["rerank"], cost["search"] or {"p50": 0.0, "mean": 0.0}
+    hour = prices.get("machine", {}).get("hour", 0.0)
+    return {
+        **cost,
+        "seconds": took and took["p50"] + search["p50"],
+        "per_second": took and 1 / max(1e-9, took["mean"] + search["mean"]),
+        "dollars": None if cost["dollars"] is None else cost["dollars"] + search["mean"] * hour / 3600,
+    }

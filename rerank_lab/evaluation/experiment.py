@@ -15,7 +15,7 @@ import numpy as np
 from rerank_lab.batching import progress_bar
 from rerank_lab.collections.collection import Collection
 from rerank_lab.core import Candidate, DataError, InputError, Ranking, Reranker, Usage, candidates_from
-from rerank_lab.evaluation.metrics import measure, measures_for, oracle
+from rerank_lab.evaluation.metrics import QUALITY, measure, measures_for, oracle
 from rerank_lab.evaluation.significance import bootstrap_interval, holm, randomisation_test
 
 __all__ = ["Experiment", "System", "candidates_of_run", "compare", "evaluate"]
@@ -44,17 +44,22 @@ class System:
         """A run of places instead of scores: what a reranker left tied stays in its order, in every tool."""
         return {qid: {c.pid: -float(c.rank) for c in r} for qid, r in self.rankings.items()}
 
-    def mean(self, measure_name: str = "nDCG@10") -> float:
+    def mean(self, measure_name: str = QUALITY) -> float:
         return float(np.mean(list(self.values[measure_name].values())))
 
-    def interval(self, measure_name: str = "nDCG@10") -> tuple[float, float]:
+    def interval(self, measure_name: str = QUALITY) -> tuple[float, float]:
         """95 % bootstrap interval over queries."""
         return bootstrap_interval(list(self.values[measure_name].values()))
 
-    def by_group(self, groups: Mapping[str, str], measure_name: str = "nDCG@10") -> dict[str, float]:
-        """Mean by group label, for example by phenomenon."""
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean and 95 % interval (`value`, `low`, `high`) by measure."""
+        intervals = {name: self.interval(name) for name in self.values}
+        return {name: {"value": self.mean(name), "low": low, "high": high} for name, (low, high) in intervals.items()}
+
+    def by_group(self, groups: Mapping[str, str]) -> dict[str, float]:
+        """Mean nDCG@10 by group label, for example by phenomenon."""
         sums: dict[str, list[float]] = {}
-        for qid, value in self.values[measure_name].items():
+        for qid, value in self.values[QUALITY].items():
             if qid in groups:
                 sums.setdefault(groups[qid], []).append(value)
         return {label: float(np.mean(found)) for label, found in sorted(sums.items())}
@@ -87,16 +92,12 @@ class Experiment:
             "relevant_from": self.collection.relevant_from,
             "baseline": self.baseline,
             "interval": "95 % bootstrap over queries",
-            "test": "paired randomisation on nDCG@10 against the baseline, Holm-corrected",
+            "test": f"paired randomisation on {QUALITY} against the baseline, Holm-corrected",
             "systems": [self._row(s) for s in self.systems],
         }
 
     def _row(self, system: System) -> dict:
-        measures = {}
-        for name in system.values:
-            low, high = system.interval(name)
-            measures[name] = {"value": system.mean(name), "low": low, "high": high}
-        row = {"name": system.name, "measures": measures, "usage": asdict(system.usage)}
+        row = {"name": system.name, "measures": system.summary(), "usage": asdict(system.usage)}
         if system.p is not None:
             difference = system.mean() - self[self.baseline].mean()
             row["test"] = {"difference": difference, "p": system.p, "p_holm": system.p_holm}
@@ -108,7 +109,7 @@ class Experiment:
 def candidates_of_run(
     run: Mapping[str, Mapping[str, float]], collection: Collection, depth: int
 ) -> dict[str, list[Candidate]]:
-    """First-stage candidates from a run, best first, for every judged query.
+    """First-stage candidates from a run, best first (ties in the run's order), for every judged query.
 
     Raises:
         DataError: the run names a query without judgments or a passage that the collection lacks.
@@ -119,7 +120,7 @@ def candidates_of_run(
         raise DataError(f"the run has query {unjudged[0]!r}, which has no qrels in {collection.name}")
     found = {}
     for qid in queries:
-        best = list(run.get(qid, {}).items())[:depth]
+        best = sorted(run.get(qid, {}).items(), key=lambda item: -item[1])[:depth]
         absent = [pid for pid, _ in best if pid not in collection.passages]
         if absent:
             raise DataError(f"the run lists passage {absent[0]!r} for query {qid!r}, which {collection.name} lacks")
@@ -219,10 +220,10 @@ def _check(rerankers: list[str], first_stage: str, depth: int, baseline: str | N
 
 
 def _test(systems: list[System], baseline: str, qids: list[str]) -> None:
-    reference = next(s for s in systems if s.name == baseline).values["nDCG@10"]
+    reference = next(s for s in systems if s.name == baseline).values[QUALITY]
     tested = [s for s in systems[:-1] if s.name != baseline]
     for system in tested:
-        values = system.values["nDCG@10"]
+        values = system.values[QUALITY]
         system.p = randomisation_test([values[q] for q in qids], [reference[q] for q in qids])
     for system, corrected in zip(tested, holm([s.p for s in tested]), strict=True):
         system.p_holm = corrected

@@ -12,6 +12,7 @@ from math import ceil
 
 import numpy as np
 
+from rerank_lab.evaluation.metrics import QUALITY
 from rerank_lab.evaluation.significance import bootstrap_interval
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "is_proven",
     "paired",
     "pareto",
+    "quality",
     "queries_needed",
     "query_types",
     "recommended",
@@ -110,21 +112,30 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return front
 
 
+def quality(system: Mapping) -> float:
+    """The mean nDCG@10 of a system's row."""
+    return system["measures"][QUALITY]["value"]
+
+
 def recommended(systems: Sequence[Mapping]) -> str:
     """The best of the first stages alone and the rerankers that are proven better than their first stage.
 
     Args:
-        systems: rows with `name`, `mean`, and `against_first` (`low`, `p_holm`) where they rerank.
+        systems: rows with `name`, `measures`, and `against_first` (`low`, `p_holm`) where they rerank.
 
-    >>> row = {"low": 0.01, "p_holm": 0.01}
-    >>> recommended([{"name": "bm25", "mean": 0.3}, {"name": "x", "mean": 0.4, "against_first": row}])
+    >>> gain = {"low": 0.01, "p_holm": 0.01}
+    >>> rows = [
+    ...     {"name": "bm25", "measures": {"nDCG@10": {"value": 0.3}}},
+    ...     {"name": "x", "measures": {"nDCG@10": {"value": 0.4}}, "against_first": gain},
+    ... ]
+    >>> recommended(rows)
     'x'
-    >>> row["low"] = -0.01
-    >>> recommended([{"name": "bm25", "mean": 0.3}, {"name": "x", "mean": 0.4, "against_first": row}])
+    >>> gain["low"] = -0.01
+    >>> recommended(rows)
     'bm25'
     """
     able = [s for s in systems if "against_first" not in s or is_proven(s["against_first"])]
-    return max(able, key=lambda s: s["mean"])["name"]
+    return max(able, key=quality)["name"]
 
 
 def is_proven(against_first: Mapping) -> bool:

@@ -29,7 +29,7 @@ USER = "user"  # by whom a judgment at the terminal is
 Pair = tuple[str, str]  # qid and pid
 
 
-def pool(rankings: Iterable[Mapping[str, Sequence[Candidate]]], depth: int, *, seed: int = 0) -> dict[str, list[str]]:
+def pool(rankings: Iterable[Mapping[str, Sequence[Candidate]]], depth: int) -> dict[str, list[str]]:
     """The pids among the first `depth` of any ranking, by qid, in random order so that places do not sway the judge.
 
     Args:
@@ -39,7 +39,7 @@ def pool(rankings: Iterable[Mapping[str, Sequence[Candidate]]], depth: int, *, s
     for by_query in rankings:
         for qid, found in by_query.items():
             pooled.setdefault(qid, []).extend(c.pid for c in found[:depth])
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     return {
         qid: [pids[i] for i in random.permutation(len(pids))] for qid, p in pooled.items() for pids in [sorted({*p})]
     }

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["measure", "measures_for", "oracle"]
+__all__ = ["QUALITY", "measure", "measures_for", "oracle"]
+
+QUALITY = "nDCG@10"  # of the measures, the one by which tests, verdicts and reports compare systems
 
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]

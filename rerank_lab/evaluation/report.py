@@ -13,10 +13,11 @@ from markupsafe import Markup, escape
 
 from rerank_lab.checkpoints import known_models
 from rerank_lab.evaluation import charts, wording
+from rerank_lab.evaluation.facts import quality
+from rerank_lab.evaluation.metrics import QUALITY
 
 __all__ = ["family_of", "render"]
 
-QUALITY = "nDCG@10"
 KINDS = {  # how the page calls the kinds of sentences of a verdict
     "as_good": "cheaper",
     "harmful": "harm",
@@ -78,7 +79,7 @@ def render(result: Mapping) -> str:
     best = rows[result["recommended"]]
     reranked = [row for row in result["systems"] if row["reranker"]]
     over_best = [row for row in reranked if row["first_stage"] == best["name"]]
-    told = best if best["reranker"] else max(over_best or reranked, key=_value)  # whose details stand open
+    told = best if best["reranker"] else max(over_best or reranked, key=quality)  # whose details stand open
     return _page().render(
         r=result,
         best=best,
@@ -96,13 +97,9 @@ def render(result: Mapping) -> str:
     )
 
 
-def _value(row: Mapping) -> float:
-    return row["measures"][QUALITY]["value"]
-
-
 def _quality(result: Mapping) -> dict:
     """A strip for each system, its first stage as the dashed mark, its oracle as the ceiling."""
-    first = {row["name"]: _value(row) for row in result["systems"] if not row["reranker"]}
+    first = {row["name"]: quality(row) for row in result["systems"] if not row["reranker"]}
     ceilings = {name: measures[QUALITY]["value"] for name, measures in result["oracles"].items()}
     rows = [(row, row["measures"][QUALITY]) for row in result["systems"]]
     marks = charts.ticks(min(m["low"] for _, m in rows), max([*ceilings.values(), *(m["high"] for _, m in rows)]))
@@ -132,7 +129,7 @@ def _against(result: Mapping, best: Mapping, unit: str, x_name: str, spell):
         {
             "name": row["name"],
             "x": row["cost"][unit],
-            "y": _value(row),
+            "y": quality(row),
             "family": family_of(row["reranker"]),
             "front": row["name"] in result["fronts"][unit],
             "chosen": row is best,

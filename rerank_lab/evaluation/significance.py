@@ -19,8 +19,9 @@ def bootstrap_interval(
     """Percentile interval of the mean over queries.
 
     Args:
-        values: one number a query.
+        values: one number a query; at least one.
         level: share of resampled means inside.
+        samples: how often queries are drawn, in whole thousands.
 
     >>> low, high = bootstrap_interval([0.0, 1.0] * 50)
     >>> round(low, 2), round(high, 2)
@@ -40,6 +41,7 @@ def randomisation_test(a: Sequence[float], b: Sequence[float], *, samples: int =
 
     Args:
         a, b: one number a query, in the same order.
+        samples: how often names are swapped, in whole thousands.
 
     >>> randomisation_test([1.0] * 12, [0.0] * 12) < 0.001
     True

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 from rerank_lab.collections.collection import Collection
 from rerank_lab.core import DataError
+from rerank_lab.evaluation.wording import counted
 
 __all__ = ["Note", "sound_collection", "sound_run"]
 
@@ -38,8 +39,8 @@ class Note:
 
 def _note(kind: str, ids: Iterable[str], message: str, things: tuple[str, str] = ("query", "queries")) -> list[Note]:
     named = list(ids)
-    counted = f"{len(named)} {things[len(named) > 1]}"
-    return [Note(kind, len(named), message.replace("{n}", counted, 1), tuple(named[:20]))] if named else []
+    message = message.replace("{n}", counted(len(named), *things), 1)
+    return [Note(kind, len(named), message, tuple(named[:20]))] if named else []
 
 
 def sound_collection(collection: Collection) -> tuple[Collection, list[Note]]:

@@ -12,6 +12,9 @@ from rerank_lab.evaluation.metrics import measure
 
 __all__ = ["depth_grid", "depth_values", "moved", "reordered", "unjudged_share"]
 
+MOVES = 3  # passages of a query that are told beside the first
+OPENING = 240  # characters of a passage that are told
+
 
 def depth_grid(depth: int) -> list[int]:
     """Depths to show, up to and with the whole.
@@ -62,23 +65,22 @@ def depth_values(
     return values
 
 
-def moved(ranking: Ranking, grades: Mapping[str, int], most: int = 4) -> list[dict]:
+def moved(ranking: Ranking, grades: Mapping[str, int]) -> list[dict]:
     """The passages whose moves changed nDCG@10 most, and what stands first though it is not relevant.
 
     Args:
         ranking: knows each passage's place before and after.
         grades: by pid; a passage without one was never judged.
-        most: how many to give.
 
     Returns:
-        pid, grade (None: not judged), places before and after, and the first 240 characters.
+        pid, grade (None: not judged), places before and after, and how the text begins.
     """
 
     def change(c: Candidate) -> float:
         gain = max(0, grades.get(c.pid, 0))
         return abs(gain * (_discount(c.rank) - _discount(c.first_rank)))
 
-    shown = [c for c in sorted(ranking, key=lambda c: (-change(c), c.rank)) if change(c) > 0][: most - 1]
+    shown = [c for c in sorted(ranking, key=lambda c: (-change(c), c.rank)) if change(c) > 0][:MOVES]
     if len(ranking) and grades.get(ranking[0].pid, 0) <= 0:
         shown.append(ranking[0])
     return [
@@ -91,19 +93,19 @@ def _discount(rank: int) -> float:
     return 1 / log2(rank + 1) if rank <= 10 else 0.0
 
 
-def _first(text: str, most: int = 240) -> str:
-    if len(text) <= most:
+def _first(text: str) -> str:
+    if len(text) <= OPENING:
         return text
-    space = text.rfind(" ", most // 2, most)
-    return text[: space if space > 0 else most] + " …"
+    space = text.rfind(" ", OPENING // 2, OPENING)
+    return text[: space if space > 0 else OPENING] + " …"
 
 
-def unjudged_share(rankings: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]], k: int = 10) -> float:
-    """The share of the k best that nobody judged; they count as not relevant.
+def unjudged_share(rankings: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]]) -> float:
+    """The share of the ten best that nobody judged; they count as not relevant.
 
     >>> from rerank_lab.core import candidates_from
     >>> unjudged_share({"q": Ranking("a", tuple(candidates_from(["x", "y"])))}, {"q": {"0": 1}})
     0.5
     """
-    shown = [c.pid not in qrels[qid] for qid, ranking in rankings.items() for c in ranking[:k]]
+    shown = [c.pid not in qrels[qid] for qid, ranking in rankings.items() for c in ranking[:10]]
     return float(np.mean(shown)) if shown else 0.0

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from rerank_lab.evaluation.facts import FEWEST, cheaper, is_proven
+from rerank_lab.evaluation.facts import FEWEST, cheaper, is_proven, quality
+from rerank_lab.evaluation.metrics import QUALITY
 from rerank_lab.evaluation.wording import counted, interval, money, points, seconds, share, signed
 
 __all__ = ["verdict"]
-
-QUALITY = "nDCG@10"
 
 
 def verdict(result: Mapping) -> dict:
@@ -31,10 +30,6 @@ def verdict(result: Mapping) -> dict:
     makers = (_as_good, _harmful, _open, _types, _depth, _ceiling, _cut, _unjudged, _few, _untimed)
     told = [{"kind": maker.__name__[1:], "text": text} for maker in makers for text in maker(result, best)]
     return {"headline": headline, "because": because, "points": told}
-
-
-def _value(row: Mapping) -> float:
-    return row["measures"][QUALITY]["value"]
 
 
 def _reranked(result: Mapping) -> list[Mapping]:
@@ -75,7 +70,7 @@ def _do_not(result: Mapping, best: Mapping) -> tuple[str, str]:
 
 def _closest(result: Mapping, best: Mapping) -> Mapping | None:
     """The best reranker over a first stage that does without."""
-    return max((row for row in _reranked(result) if row["first_stage"] == best["name"]), key=_value, default=None)
+    return max((row for row in _reranked(result) if row["first_stage"] == best["name"]), key=quality, default=None)
 
 
 def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
@@ -87,7 +82,7 @@ def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
         and cheaper(row["cost"], best["cost"])
         and row["against_best"]["low"] <= 0 <= row["against_best"]["high"]
     ]
-    for row in sorted(able, key=_value, reverse=True)[:2]:
+    for row in sorted(able, key=quality, reverse=True)[:2]:
         part = []
         if row["cost"]["seconds"] is not None and best["cost"]["seconds"]:
             part.append(f"{share(row['cost']['seconds'] / best['cost']['seconds'])} of its time")
@@ -96,21 +91,21 @@ def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
         yield f"{row['name']} is within the noise of it, {_difference(row['against_best'])}, at {' and '.join(part)}."
 
 
+def _hurts(row: Mapping) -> bool:
+    return row["against_first"]["high"] < 0 and row["against_first"]["p_holm"] < 0.05
+
+
 def _harmful(result: Mapping, best: Mapping) -> Iterator[str]:
-    for row in _reranked(result):
-        loss = row["against_first"]
-        if loss["high"] < 0 and loss["p_holm"] < 0.05:
-            yield f"{row['name']} hurts: {_difference(loss)} against {row['first_stage']} alone."
+    for row in filter(_hurts, _reranked(result)):
+        yield f"{row['name']} hurts: {_difference(row['against_first'])} against {row['first_stage']} alone."
 
 
 def _open(result: Mapping, best: Mapping) -> Iterator[str]:
     """Rerankers that are proven neither better nor worse."""
     told = None if best["reranker"] else _closest(result, best)  # stands in `because` already
     for row in _reranked(result):
-        gain = row["against_first"]
-        harmful = gain["high"] < 0 and gain["p_holm"] < 0.05
-        if row is not told and not harmful and not is_proven(gain):
-            first = row["first_stage"]
+        gain, first = row["against_first"], row["first_stage"]
+        if row is not told and not _hurts(row) and not is_proven(gain):
             yield f"{row['name']} is not proven better than {first}: {_difference(gain)}{_would_take(gain)}."
 
 
@@ -139,7 +134,7 @@ def _depth(result: Mapping, best: Mapping) -> Iterator[str]:
     curve = curves["systems"].get(best["name"])
     if curve is None:
         return
-    start = next(_value(r) for r in result["systems"] if r["name"] == best["first_stage"])
+    start = next(quality(r) for r in result["systems"] if r["name"] == best["first_stage"])
     gain = curve[-1] - start
     peak = max(range(len(curve)), key=lambda i: curve[i])
     enough = next(i for i, value in enumerate(curve) if value - start >= 0.95 * gain)
@@ -158,11 +153,11 @@ def _depth(result: Mapping, best: Mapping) -> Iterator[str]:
 
 def _ceiling(result: Mapping, best: Mapping) -> Iterator[str]:
     oracle = result["oracles"][best["first_stage"]]
-    first = next(_value(r) for r in result["systems"] if r["name"] == best["first_stage"])
+    first = next(quality(r) for r in result["systems"] if r["name"] == best["first_stage"])
     room, recall = oracle[QUALITY]["value"] - first, oracle[f"R@{result['depth']}"]["value"]
     text = f"The best order of the same candidates would reach {points(oracle[QUALITY]['value'])}"
     if best["reranker"] and room > 1e-9:
-        text += f"; {best['reranker']} takes {share((_value(best) - first) / room)} of what there is to gain"
+        text += f"; {best['reranker']} takes {share((quality(best) - first) / room)} of what there is to gain"
     yield f"{text}. The candidates hold {share(recall)} of the relevant passages; the rest is beyond any reranker."
 
 

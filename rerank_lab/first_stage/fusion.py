@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rerank_lab.core import Candidate, candidates_from
 
-__all__ = ["Fusion", "rrf"]
+__all__ = ["Fusion", "fuse", "rrf"]
 
 
 def rrf(rankings: Sequence[Sequence[str]], k: int = 60) -> dict[str, float]:
@@ -34,6 +34,22 @@ def rrf(rankings: Sequence[Sequence[str]], k: int = 60) -> dict[str, float]:
     return dict(sorted(points.items(), key=lambda item: -item[1]))
 
 
+def fuse(rankings: Sequence[Sequence[Candidate]], k: int = 60) -> list[Candidate]:
+    """What several searches found, each passage once, best first by reciprocal rank fusion.
+
+    Args:
+        rankings: candidates, best first.
+        k: as in `rrf`.
+
+    >>> by_words, by_sense = candidates_from(["a ferry", "a tram"]), candidates_from(["a ferry"])
+    >>> [(c.text, round(c.score, 4)) for c in fuse([by_words, by_sense])]
+    [('a ferry', 0.0328), ('a tram', 0.0161)]
+    """
+    passages = {c.pid: c.passage for ranking in rankings for c in ranking}
+    points = rrf([[c.pid for c in ranking] for ranking in rankings], k)
+    return candidates_from([passages[pid] for pid in points], list(points.values()))
+
+
 class Fusion:
     """A first stage made of others.
 
@@ -48,8 +64,4 @@ class Fusion:
 
     def search(self, query: str, k: int = 100) -> list[Candidate]:
         """The k best passages by reciprocal rank fusion of the stages' top k."""
-        found = [stage.search(query, k) for stage in self.stages]
-        passages = {c.pid: c.passage for ranking in found for c in ranking}
-        points = rrf([[c.pid for c in ranking] for ranking in found], self.k)
-        best = list(points.items())[:k]
-        return candidates_from([passages[pid] for pid, _ in best], [score for _, score in best])
+        return fuse([stage.search(query, k) for stage in self.stages], self.k)[:k]

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from rerank_lab.core import Candidate, Ranking, Reranker, candidates_from
 
-__all__ = ["Stage", "rerank_texts"]
+__all__ = ["Stage", "lock_of", "rerank_texts"]
 
 _locks: WeakKeyDictionary[Reranker, Lock] = WeakKeyDictionary()
 _making = Lock()
@@ -25,6 +25,12 @@ class Stage(Protocol):
 
     def search(self, query: str, k: int) -> list[Candidate]:
         """The k best candidates, best first."""
+
+
+def lock_of(reranker: Reranker) -> Lock:
+    """The lock of a reranker, to be held while it works."""
+    with _making:
+        return _locks.setdefault(reranker, Lock())
 
 
 def rerank_texts(
@@ -48,7 +54,5 @@ def rerank_texts(
     >>> [int(c.pid) for c in rerank_texts(Identity(), "ferry", ["a ferry", "a tram", "a ferry"], top_n=2)]
     [0, 1]
     """
-    with _making:
-        lock = _locks.setdefault(reranker, Lock())
-    with lock:
+    with lock_of(reranker):
         return reranker.rerank(query, candidates_from(texts, scores), top_k=top_n)

@@ -6,7 +6,6 @@ editors start their tools. https://modelcontextprotocol.io
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Annotated
 
 from mcp.server.mcpserver import MCPServer
@@ -16,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from rerank_lab import __version__
 from rerank_lab.core import Ranking, Reranker, RerankLabError, candidates_from
-from rerank_lab.integrations.common import Stage
+from rerank_lab.integrations.common import Stage, lock_of
 
 __all__ = ["Cost", "Found", "FoundPassage", "Ranked", "RankedPassage", "create_server"]
 
@@ -75,11 +74,10 @@ def create_server(stage: Stage, reranker: Reranker, *, about: str = "a collectio
     told = f"Finds and reranks passages of {about}."
     server = MCPServer("rerank-lab", instructions=told, version=__version__, log_level="WARNING")
     reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
-    one_at_a_time = Lock()
 
     def ranked(query: str, candidates, top_k: int | None) -> Ranking:
         try:
-            with one_at_a_time:
+            with lock_of(reranker):
                 return reranker.rerank(query, candidates(), top_k=top_k)
         except RerankLabError as error:
             raise ToolError(str(error)) from error

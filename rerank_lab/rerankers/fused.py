@@ -39,9 +39,7 @@ class Fused(Reranker):
         InputError: no reranker, or not one weight for each.
     """
 
-    def __init__(
-        self, rerankers: Sequence[Reranker], *, weights: Sequence[float] | None = None, name: str = "lab-fused"
-    ):
+    def __init__(self, rerankers: Sequence[Reranker], *, weights: Sequence[float] | None = None, name: str = "fused"):
         if not rerankers:
             raise InputError("a fusion of no rerankers was asked for: give at least one")
         self.rerankers, self.name = list(rerankers), name

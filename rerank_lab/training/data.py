@@ -23,7 +23,7 @@ from rerank_lab.training.own import collection_drafts
 from rerank_lab.training.teacher import Teacher
 from rerank_lab.training.text import crop, subject_of, tiles
 
-__all__ = ["Group", "GroupMaker"]
+__all__ = ["Group", "GroupMaker", "load_groups", "save_groups"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +114,15 @@ class GroupMaker:
                 positive = self.random.choice(row["pos"])
                 yield row["query"], [positive, *pairs[: SIZE - 1]], [1.0] + [0.0] * (SIZE - 1)
 
-    def _openings(self, count: int) -> tuple[list[dict], list[str]]:
-        """Some of MedQuAD's rows, and the first 45 to 80 words of their answers."""
+    def _openings(self) -> tuple[list[dict], list[str]]:
+        """4,000 of MedQuAD's rows, and the first 45 to 80 words of their answers."""
         rows = self._read("medquad")
         self.random.shuffle(rows)
-        return rows[:count], [crop(r["pos"], 0, self.random.randint(45, 80)) for r in rows[:count]]
+        return rows[:4000], [crop(r["pos"], 0, self.random.randint(45, 80)) for r in rows[:4000]]
 
     def _medquad(self):
         """Questions against the openings of other answers."""
-        rows, openings = self._openings(4000)
+        rows, openings = self._openings()
         asked = range(min(1500, len(rows)))
         vectors = self.encoder.encode(openings)
         queries = [rows[i]["query"] for i in asked]
@@ -139,7 +139,7 @@ class GroupMaker:
 
     def _keywords(self):
         """Queries of a few words, as people type them: what a MedQuAD question is about, and all answers about it."""
-        rows, openings = self._openings(4000)
+        rows, openings = self._openings()
         about = [subject_of(r["query"]) for r in rows]
         of_subject = defaultdict(list)
         for i, subject in enumerate(about):

@@ -21,6 +21,7 @@ __all__ = ["NEAR_COPY", "Negatives"]
 
 SIZE = 8  # passages a group
 NEAR_COPY = 0.95  # cosine above which a negative may be the positive in other words
+DEPTH = 100  # how far down each ranking goes
 
 
 class Negatives:
@@ -41,37 +42,36 @@ class Negatives:
         self.encoder, self.random, self.kind = encoder, random, kind
 
     def ranked(
-        self, queries: Sequence[str], texts: Sequence[str], vectors: Tensor | None = None, depth: int = 100
+        self, queries: Sequence[str], texts: Sequence[str], vectors: Tensor | None = None
     ) -> Iterator[list[int]]:
         """For each query the places of texts, hardest first.
 
         Args:
             vectors: the encoder's of the texts, where they are at hand, shape (N, d).
-            depth: how far down each ranking goes.
         """
         if self.kind == "random":
-            yield from (self.random.sample(range(len(texts)), min(depth, len(texts))) for _ in queries)
+            yield from (self.random.sample(range(len(texts)), min(DEPTH, len(texts))) for _ in queries)
             return
         orders: list[Iterator[list[int]]] = []
         if self.kind in {"bm25", "both"}:
             bm25 = BM25([Passage(str(i), text) for i, text in enumerate(texts)])
-            orders.append([int(c.pid) for c in bm25.search(query, depth)] for query in queries)
+            orders.append([int(c.pid) for c in bm25.search(query, DEPTH)] for query in queries)
         if self.kind in {"bi-encoder", "both"}:
             if vectors is None:
                 vectors = self.encoder.encode(texts, progress=len(texts) > 1000)
-            orders.append(self._by_sense(queries, vectors, depth))
+            orders.append(self._by_sense(queries, vectors))
         for found in zip(*orders, strict=True):
             yield interleave(*found)
 
-    def _by_sense(self, queries: Sequence[str], vectors: Tensor, depth: int) -> Iterator[list[int]]:
+    def _by_sense(self, queries: Sequence[str], vectors: Tensor) -> Iterator[list[int]]:
         for start in range(0, len(queries), 4096):  # all at once would not fit into memory
             for row in self.encoder.encode(queries[start : start + 4096]) @ vectors.T:
-                yield row.argsort(descending=True)[:depth].tolist()
+                yield row.argsort(descending=True)[:DEPTH].tolist()
 
-    def pick(self, ranked: Sequence[int], hard: int = 4) -> list[int]:
+    def pick(self, ranked: Sequence[int]) -> list[int]:
         """Four of the ten hardest and the rest from the next thirty; any, of the kind random."""
         if self.kind == "random":
             return self.random.sample(ranked, min(SIZE - 1, len(ranked)))
         rest = ranked[10:40]
-        picked = self.random.sample(ranked[:10], min(hard, len(ranked[:10])))
+        picked = self.random.sample(ranked[:10], min(4, len(ranked[:10])))
         return picked + self.random.sample(rest, min(SIZE - 1 - len(picked), len(rest)))

@@ -14,7 +14,7 @@ from rerank_lab.collections import Collection, read_collection, read_qrels
 from rerank_lab.core import DataError
 from rerank_lab.training.negatives import NEAR_COPY, SIZE, Negatives
 
-__all__ = ["POOL", "collection_drafts"]
+__all__ = ["collection_drafts"]
 
 POOL = 200_000  # passages that negatives are looked for in, beside the judged ones
 

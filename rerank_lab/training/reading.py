@@ -18,7 +18,7 @@ from rerank_lab.checkpoints import load_model, load_tokenizer, resolve
 from rerank_lab.training.data import Group
 from rerank_lab.training.losses import loss_of
 
-__all__ = ["BATCH_TOKENS", "Reading", "backbone_with_lora", "export_lora", "save_half"]
+__all__ = ["Reading", "save_half"]
 
 BATCH_TOKENS = 4096
 
@@ -79,34 +79,32 @@ class Reading(nn.Module, ABC):
         back = torch.tensor([i for batch in batches for i in batch], device=self.device).argsort()
         return torch.cat(parts)[back]
 
+    def backbone_with_lora(self) -> nn.Module:
+        """The config's backbone with a LoRA on every linear layer."""
+        bert = load_model(
+            "AutoModel",
+            resolve(self.config["base"]),
+            dtype="float32",
+            device=self.device,
+            add_pooling_layer=False,
+            hidden_dropout_prob=0.0,  # one pass over the data with a low-rank update hardly overfits,
+            attention_probs_dropout_prob=0.0,  # and dropout took 40 % of a step on 2 cores
+        )
+        shape = self.config["lora"]
+        lora = LoraConfig(r=shape["r"], lora_alpha=shape["alpha"], target_modules="all-linear")
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5 for a property by its old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            adapter = get_peft_model(bert, lora)  # wraps the linear layers of `bert` in place
+        self._adapter = [adapter]  # in a list, so that its weights are not registered twice
+        return bert
 
-def backbone_with_lora(config: dict, device: str):
-    """The backbone with a LoRA on every linear layer, and the adapter that knows how to write it."""
-    bert = load_model(
-        "AutoModel",
-        resolve(config["base"]),
-        dtype="float32",
-        device=device,
-        add_pooling_layer=False,
-        hidden_dropout_prob=0.0,  # one pass over the data with a low-rank update hardly overfits,
-        attention_probs_dropout_prob=0.0,  # and dropout took 40 % of a step on 2 cores
-    )
-    lora = LoraConfig(
-        r=config["lora"]["r"],
-        lora_alpha=config["lora"]["alpha"],
-        target_modules="all-linear",
-    )
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5 for a property by its old name
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        return bert, get_peft_model(bert, lora)  # the linear layers of `bert` are wrapped in place
-
-
-def export_lora(adapter, base: str, folder: Path) -> None:
-    """Write an adapter in peft's format, in half precision, with the backbone's short name."""
-    adapter.peft_config["default"].base_model_name_or_path = base
-    adapter.save_pretrained(folder, save_embedding_layers=False)
-    save_half(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
+    def export_lora(self, folder: Path) -> None:
+        """Write the adapter in peft's format, in half precision, with the backbone's short name."""
+        (adapter,) = self._adapter
+        adapter.peft_config["default"].base_model_name_or_path = self.config["base"]
+        adapter.save_pretrained(folder, save_embedding_layers=False)
+        save_half(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
 
 
 def save_half(tensors: dict[str, Tensor], path: Path) -> None:

@@ -14,7 +14,7 @@ from rerank_lab.first_stage.bi_encoder import mean_pool
 from rerank_lab.rerankers import colbert
 from rerank_lab.rerankers.gated import GatedCrossEncoder, collate, side_by_side
 from rerank_lab.training.data import Group
-from rerank_lab.training.reading import Reading, backbone_with_lora, export_lora, save_half
+from rerank_lab.training.reading import Reading, save_half
 from rerank_lab.training.t5_reading import T5Reading
 
 __all__ = ["BiEncoderReading", "ColBERTReading", "GatedReading", "make_reading"]
@@ -25,8 +25,7 @@ class BiEncoderReading(Reading):
 
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
-        self.bert, adapter = backbone_with_lora(config, device)
-        self._adapter = [adapter]
+        self.bert = self.backbone_with_lora()
         self.scale = nn.Parameter(torch.tensor(config["scale"], device=device))
 
     def compile_model(self) -> None:
@@ -50,7 +49,7 @@ class BiEncoderReading(Reading):
         return {"scale": round(self.scale.item(), 3)}
 
     def export(self, folder: Path) -> None:
-        export_lora(self._adapter[0], self.config["base"], folder)
+        self.export_lora(folder)
 
 
 class GatedReading(Reading):
@@ -58,9 +57,7 @@ class GatedReading(Reading):
 
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
-        bert, adapter = backbone_with_lora(config, device)
-        self.model = GatedCrossEncoder(bert).to(device)
-        self._adapter = [adapter]  # in a list, so that its weights are not registered twice
+        self.model = GatedCrossEncoder(self.backbone_with_lora()).to(device)
 
     def compile_model(self) -> None:
         self.model.states = torch.compile(self.model.states, dynamic=True)
@@ -88,7 +85,7 @@ class GatedReading(Reading):
         return {"gate_mean": round(self.model.gate.mean().item(), 3)}
 
     def export(self, folder: Path) -> None:
-        export_lora(self._adapter[0], self.config["base"], folder)
+        self.export_lora(folder)
         save_half(self.model.head_state(), folder / "head.safetensors")
 
 
@@ -98,8 +95,7 @@ class ColBERTReading(Reading):
     def __init__(self, config: dict, device: str):
         super().__init__(config, device)
         self.layout = colbert.lab_format(self.tokenizer)
-        self.bert, adapter = backbone_with_lora(config, device)
-        self._adapter = [adapter]
+        self.bert = self.backbone_with_lora()
         self.projection = nn.Linear(self.bert.config.hidden_size, config["dimensions"], bias=False).to(device)
         self.scale = nn.Parameter(torch.tensor(config["scale"], device=device))  # of training only: order needs none
 
@@ -151,7 +147,7 @@ class ColBERTReading(Reading):
         return {"scale": round(self.scale.item(), 3)}
 
     def export(self, folder: Path) -> None:
-        export_lora(self._adapter[0], self.config["base"], folder)
+        self.export_lora(folder)
         save_half({"linear.weight": self.projection.weight}, folder / "projection.safetensors")
 
 

@@ -22,7 +22,7 @@ from rerank_lab.rerankers.borrowed_t5 import assemble, of_its_own
 from rerank_lab.rerankers.monot5 import DUO, MONO, TrueOrFalse
 from rerank_lab.training.data import Group
 from rerank_lab.training.losses import pairwise_bce
-from rerank_lab.training.reading import Reading, backbone_with_lora, export_lora, save_half
+from rerank_lab.training.reading import Reading, save_half
 
 __all__ = ["T5Reading"]
 
@@ -39,8 +39,7 @@ class T5Reading(Reading):
         super().__init__(config, device)
         from transformers import T5Config
 
-        bert, adapter = backbone_with_lora(config, device)
-        self._adapter = [adapter]  # in a list, so that its weights are not registered twice
+        bert = self.backbone_with_lora()
         words = bert.get_input_embeddings().weight
         shape = T5Config(
             architectures=["T5ForConditionalGeneration"],
@@ -169,6 +168,6 @@ class T5Reading(Reading):
         return pairwise_bce(self.in_batches(rows, self.answers.log_odds), torch.tensor(chances, device=self.device))
 
     def export(self, folder: Path) -> None:
-        export_lora(self._adapter[0], self.config["base"], folder)
+        self.export_lora(folder)
         self.model.config.save_pretrained(folder)
         save_half(of_its_own(self.model), folder / "model.safetensors")
