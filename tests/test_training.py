@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 
@@ -357,16 +356,6 @@ def test_no_query_is_in_training_and_validation_and_a_step_has_as_many_groups_as
     assert set(asked[: len(training)]) == {g.query for g in training}  # a whole pass before any comes again
     again = trainer(6, folder=made.run.with_name("again"))
     assert [[g.query for g in groups] for groups in again.schedule(training)] == [[g.query for g in p] for p in plan]
-
-
-def test_a_source_may_come_several_times_in_a_pass(trainer):
-    made = trainer(3 * (QUERIES - 2) + 1, repeat={"near_misses": 3}, groups_per_step=1)
-    training, _ = made.groups()
-    plan = made.schedule([*training, GROUP])  # one pass
-    assert Counter(g.query for (g,) in plan if g is not GROUP) == {g.query: 3 for g in training}
-    assert sum(g is GROUP for (g,) in plan) == 1
-    with pytest.raises(DataError, match="repeat names selqa, which the mix of pairs does not have"):
-        trainer(1, repeat={"selqa": 2}).schedule(training)
 
 
 def test_pairs_are_made_once_for_all_models_that_ask_for_the_same(trainer, run):

@@ -84,14 +84,11 @@ class Trainer:
         return load_groups(path)
 
     def schedule(self, training: list[Group]) -> list[list[Group]]:
-        """The groups of each step: passes over the pairs, each in an order of its own, some sources more than once."""
+        """The groups of each step: passes over the pairs, each in an order of its own."""
         shuffle = random.Random(self.config["seed"]).shuffle
         size, steps = self.config["groups_per_step"], self.config["steps"]
-        repeat = self.config.get("repeat", {})
-        if unknown := repeat.keys() - self.config["pairs"]["mix"].keys():
-            raise DataError(f"repeat names {', '.join(sorted(unknown))}, which the mix of pairs does not have")
         queue: list[Group] = []
-        training = [group for group in training for _ in range(repeat.get(group.source, 1))]
+        training = list(training)
         while len(queue) < steps * size:
             shuffle(training)
             queue += training
