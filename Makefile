@@ -6,7 +6,7 @@ EXTRAS := book,offline,api,serve,train,langchain,llama-index,mcp,ray,dev
 QUIET_HUB := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-ray serve notebooks lint bench bench-quality train clean
+.PHONY: help book test serve notebooks lint bench bench-quality train clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r target intent; do \
@@ -27,10 +27,7 @@ book: .venv/.installed ## execute every chapter and build the book into _build/h
 	@echo "The book: file://$(CURDIR)/_build/html/index.html (or run: make serve)"
 
 test: lint ## lint, then run the tests and the package's doctests
-	@$(QUIET_HUB) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal -q -m "not ray"
-
-test-ray: .venv/.installed ## run the tests that start a Ray cluster on this machine
-	@$(QUIET_HUB) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m ray
+	@$(QUIET_HUB) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal -q
 
 serve: .venv/.installed ## serve the built book at http://127.0.0.1:8000
 	@test -f _build/html/index.html || { echo "make serve: there is no book yet, run: make book" >&2; exit 1; }

@@ -36,8 +36,8 @@ SYSTEMS = [
 ]
 MEASURED = {  # collection: where it is, depth, queries (None: all)
     "trec-dl-2019": (str(FOLDER / "trec-dl-2019"), 100, None),
-    "lab": ("lab", 20, None),
-    "nfcorpus": (str(FOLDER / "nfcorpus"), 100, 24),
+    "lab": ("lab", 50, None),
+    "nfcorpus": (str(FOLDER / "nfcorpus"), 100, 100),
 }
 KEPT = ("nDCG@10", "RR@10", "AP")
 

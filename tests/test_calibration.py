@@ -44,6 +44,11 @@ def test_platt_finds_the_line_that_made_the_world():
     assert found.probability(0.5) == pytest.approx(1 / (1 + exp(-(found.x[0] * 0.5 + found.y[0]))))
 
 
+def test_scores_that_mislead_promise_everyone_the_share_of_all_pairs():
+    found = fit([4.0, 3.0, 2.0, 1.0], [False, False, False, True])
+    assert [found.probability(s) for s in (-9, 1, 4, 9)] == pytest.approx([0.25] * 4)
+
+
 def test_platt_equals_scikit_learn_without_a_penalty():
     from sklearn.linear_model import LogisticRegression
 

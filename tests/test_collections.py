@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -230,3 +231,11 @@ def test_an_id_that_ir_datasets_does_not_know_is_refused():
     pytest.importorskip("ir_datasets")
     with pytest.raises(DataError, match="ir_datasets does not know 'no-such-dataset'"):
         read_collection("ir_datasets:no-such-dataset")
+
+
+def test_a_part_of_a_collection_counts_from_the_grade_that_the_whole_counts_from():
+    passages, queries = {"p": Passage("p", "x")}, {"a": "first", "b": "second"}
+    whole = Collection("c", passages, queries, {"a": {"p": 3}, "b": {"p": 1}})
+    part = replace(whole, queries={"b": "second"}, qrels={"b": {"p": 1}})
+    assert (whole.relevant_from, part.relevant_from) == (2, 2)
+    assert Collection("c", passages, part.queries, part.qrels).relevant_from == 1

@@ -22,6 +22,8 @@ class Collection:
         qrels: grade by qid and pid; higher is better, 0 is judged not relevant.
         groups: a label by qid for breakdowns, for example the lab's phenomena; may be empty.
         runs: files of first-stage runs that came with the collection, by short name.
+        relevant_from: the grade from which AP, RR and recall count a passage. Without it, 2 where grades reach 3 (TREC
+            DL's rule), else 1; a part of a collection, made by `replace`, keeps that of the whole.
     """
 
     name: str
@@ -30,11 +32,12 @@ class Collection:
     qrels: Mapping[str, Mapping[str, int]]
     groups: Mapping[str, str] = field(default_factory=dict)
     runs: Mapping[str, Path] = field(default_factory=dict)
+    relevant_from: int = 0
 
-    @property
-    def relevant_from(self) -> int:
-        """The grade from which AP, RR and recall count a passage: 2 where grades reach 3 (TREC DL's rule), else 1."""
-        return 2 if max((g for judged in self.qrels.values() for g in judged.values()), default=0) >= 3 else 1
+    def __post_init__(self) -> None:
+        if not self.relevant_from:
+            highest = max((g for judged in self.qrels.values() for g in judged.values()), default=0)
+            object.__setattr__(self, "relevant_from", 2 if highest >= 3 else 1)
 
     def judged(self) -> dict[str, str]:
         """The queries that have judgments.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp, isfinite, log
 
 import numpy as np
 
@@ -100,7 +100,9 @@ def fit(scores: Sequence[float], relevant: Sequence[bool], how: str = "platt") -
 
     spread = float(x.std()) or 1.0
     made = LogisticRegression(C=1e6).fit(((x - x.mean()) / spread)[:, None], y)
-    slope = max(0.0, float(made.coef_[0, 0])) / spread  # a probability that fell with the score would turn the order
+    slope = float(made.coef_[0, 0]) / spread
+    if slope <= 0:  # a chance that fell with the score would turn the order: everyone gets the share of all pairs
+        return Calibration(how, (0.0,), (log(y.mean() / (1 - y.mean())),))
     return Calibration(how, (slope,), (float(made.intercept_[0]) - slope * float(x.mean()),))
 
 

@@ -187,14 +187,16 @@ def _make(name: str, dtype: str, device: str) -> Reranker:
 def _connect(actors: int, device: str) -> None:
     """Connect to a cluster or start one, and refuse one on which the actors would wait for ever."""
     cluster = os.environ.get("RAY_ADDRESS")
-    if not cluster:  # read when ray is first imported
+    if not cluster:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: every port on 127.0.0.1
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on Linux too: every port on 127.0.0.1
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_worker_niceness", "0")  # scoring is what the machine is asked for
     import ray
+    from ray._private import ray_constants
 
     if not ray.is_initialized():
+        ray_constants.ENABLE_RAY_CLUSTER = bool(cluster)  # where ray was imported before, it has read the variable
         local = {"address": "local", "num_cpus": actors + OTHERS, "include_dashboard": False, "log_to_driver": False}
         ray.init(logging_level=logging.ERROR, **({} if cluster else local))
     there, gpus = ray.cluster_resources(), actors * device.startswith("cuda")
