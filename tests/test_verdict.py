@@ -111,6 +111,17 @@ def test_what_is_called_as_good_is_cheaper_and_within_the_noise(result):
 
 @settings(deadline=None, max_examples=40)
 @given(results())
+def test_what_is_called_no_better_helps_too_and_costs_more(result):
+    best = best_of(result)
+    rows = {row["name"]: row for row in result["systems"]}
+    told = [text.partition(" costs more")[0] for text in texts(result, "no_better")]
+    dearer = [n for n, row in rows.items() if row["reranker"] and cheaper(best["cost"], row["cost"])]
+    able = [n for n in dearer if is_proven(rows[n]["against_first"]) and rows[n]["against_best"]["low"] <= 0]
+    assert told == (able if best["reranker"] else [])
+
+
+@settings(deadline=None, max_examples=40)
+@given(results())
 def test_every_reranker_is_recommended_proven_harmful_or_called_open(result):
     told = verdict(result)
     harmful = {text.partition(" hurts")[0] for text in texts(result, "harmful")}

@@ -20,6 +20,7 @@ __all__ = ["family_of", "render"]
 
 KINDS = {  # how the page calls the kinds of sentences of a verdict
     "as_good": "cheaper",
+    "no_better": "dearer",
     "harmful": "harm",
     "open": "open",
     "types": "queries",

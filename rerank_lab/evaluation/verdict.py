@@ -27,7 +27,7 @@ def verdict(result: Mapping) -> dict:
     """
     best = next(row for row in result["systems"] if row["name"] == result["recommended"])
     headline, because = _rerank(result, best) if best["reranker"] else _do_not(result, best)
-    makers = (_as_good, _harmful, _open, _types, _depth, _ceiling, _cut, _unjudged, _few, _untimed)
+    makers = (_as_good, _no_better, _harmful, _open, _types, _depth, _ceiling, _cut, _unjudged, _few, _untimed)
     told = [{"kind": maker.__name__[1:], "text": text} for maker in makers for text in maker(result, best)]
     return {"headline": headline, "because": because, "points": told}
 
@@ -93,6 +93,14 @@ def _as_good(result: Mapping, best: Mapping) -> Iterator[str]:
 
 def _hurts(row: Mapping) -> bool:
     return row["against_first"]["high"] < 0 and row["against_first"]["p_holm"] < 0.05
+
+
+def _no_better(result: Mapping, best: Mapping) -> Iterator[str]:
+    """Rerankers that help too, but cost more than the recommended one and bring no more."""
+    for row in _reranked(result) if best["reranker"] else []:
+        dearer = row is not best and cheaper(best["cost"], row["cost"])
+        if dearer and is_proven(row["against_first"]) and row["against_best"]["low"] <= 0:
+            yield f"{row['name']} costs more and is not proven better: {_difference(row['against_best'])}."
 
 
 def _harmful(result: Mapping, best: Mapping) -> Iterator[str]:
