@@ -24,6 +24,8 @@ book: .venv/.installed ## execute every chapter and build the book into _build/h
 		exit 1; }
 	@test -f _build/html/index.html || { \
 		echo "make book: the build ended without _build/html/index.html: look above for what it said" >&2; exit 1; }
+	@raw=$$(grep -rl --include='*.html' '|—|' _build/html); test -z "$$raw" || { \
+		echo "make book: a table shows as bars and dashes in:" $$raw >&2; exit 1; }
 	@echo "The book: file://$(CURDIR)/_build/html/index.html (or run: make serve)"
 
 test: lint ## lint, then run the tests and the package's doctests
