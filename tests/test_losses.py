@@ -223,7 +223,7 @@ def test_the_target_is_a_distribution_that_follows_gains_first_and_cosines_among
     target = teacher_target(cosine, gain, temperature=1.0, boost=6.0)
     assert target.sum().item() == pytest.approx(1)
     assert target[0].argsort(descending=True).tolist() == [3, 1, 0, 2]
-    torch.testing.assert_close(teacher_target(cosine, gain * 0, 0.08), (cosine / 0.08).softmax(-1))
+    torch.testing.assert_close(teacher_target(cosine, gain * 0, 0.08, 6.0), (cosine / 0.08).softmax(-1))
 
 
 odds_and_chances = st.lists(st.tuples(st.floats(-20, 20), st.floats(0, 1)), min_size=1, max_size=9)

@@ -179,7 +179,7 @@ class Trainer:
 
 
 def compiler_available() -> bool:
-    """Whether torch.compile finds the C++ compiler that it needs on a CPU; it doubles the speed there."""
+    """Whether torch.compile finds the C++ compiler that it needs on a CPU."""
     return torch.cuda.is_available() or shutil.which("g++") is not None
 
 

@@ -35,22 +35,24 @@ __all__ = [
 ]
 
 
-def teacher_target(cosine: Tensor, gain: Tensor, temperature: float = 0.08, boost: float = 6.0) -> Tensor:
-    """Mix what a bi-encoder thinks of a group with what its labels say: softmax(cosine / temperature + boost * gain).
+def teacher_target(teacher: Tensor, gain: Tensor, temperature: float, boost: float) -> Tensor:
+    """Mix what a teacher thinks of a group with what its labels say: softmax(teacher / temperature + boost * gain).
 
-    The cosine orders the passages that no label tells apart, and keeps the student from forgetting it.
+    The teacher orders the passages that no label tells apart.
 
     Args:
-        cosine: bi-encoder similarities, shape (groups, G).
+        teacher: similarities, as `teacher.Teacher` gives them, shape (groups, G).
         gain: graded relevance scaled to 0..1, shape (groups, G).
+        temperature: the smaller, the more the teacher counts.
+        boost: the larger, the more the labels count.
 
     Returns:
         A distribution over each group, shape (groups, G).
 
-    >>> teacher_target(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.0]])).round(decimals=4)
+    >>> teacher_target(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.0]]), 0.08, 6.0).round(decimals=4)
     tensor([[0.9526, 0.0474]])
     """
-    return F.softmax(cosine / temperature + boost * gain, dim=-1)
+    return F.softmax(teacher / temperature + boost * gain, dim=-1)
 
 
 def pointwise_bce(scores: Tensor, wanted: Tensor) -> Tensor:
