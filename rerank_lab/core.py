@@ -191,6 +191,12 @@ class Reranker(ABC):
         return None
 
 
+def cut_by_any(rerankers: Iterable[Reranker], query: str, passages: Sequence[Passage]) -> list[bool] | None:
+    """Whether any of the rerankers that know would cut each passage; None where none knows."""
+    known = [cut for reranker in rerankers if (cut := reranker.cuts(query, passages)) is not None]
+    return [any(each) for each in zip(*known, strict=True)] if known else None
+
+
 class PointwiseReranker(Reranker):
     """A reranker whose score for a passage does not depend on the other passages."""
 

@@ -65,6 +65,20 @@ def test_one_reranker_alone_orders_as_by_itself_and_one_that_knows_no_difference
     assert [c.text for c in Fused([flat]).rerank("q", candidates_from(TEXTS))] == TEXTS
 
 
+def test_a_passage_is_cut_where_any_reranker_that_knows_cuts_it():
+    class Short(Dice):
+        def cuts(self, query, passages):
+            return [p.text == "c" for p in passages]
+
+    class Shorter(Dice):
+        def cuts(self, query, passages):
+            return [p.text in "bc" for p in passages]
+
+    passages = [c.passage for c in candidates_from(TEXTS)]
+    assert Fused([FIRST, SECOND]).cuts("q", passages) is None
+    assert Fused([FIRST, Short({}), Shorter({})]).cuts("q", passages) == [False, True, True, False]
+
+
 def test_no_reranker_or_not_one_weight_for_each_is_refused():
     with pytest.raises(InputError, match="a fusion of no rerankers was asked for"):
         Fused([])

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from time import perf_counter
 
-from rerank_lab.core import Candidate, InputError, Passage, Ranking, Reranker, Usage, check_request
+from rerank_lab.core import Candidate, InputError, Passage, Ranking, Reranker, Usage, check_request, cut_by_any
 
 __all__ = ["Cascade", "Stage", "fit_margin", "gap"]
 
@@ -149,5 +149,4 @@ class Cascade(Reranker):
 
     def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool] | None:
         """Whether any stage that knows would cut a passage that reaches it."""
-        known = [cut for stage in self.stages if (cut := stage.reranker.cuts(query, passages)) is not None]
-        return [any(each) for each in zip(*known, strict=True)] if known else None
+        return cut_by_any([stage.reranker for stage in self.stages], query, passages)

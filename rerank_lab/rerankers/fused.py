@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 from time import perf_counter
 
-from rerank_lab.core import Candidate, InputError, Ranking, Reranker, Usage, check_request, order
+from rerank_lab.core import (
+    Candidate,
+    InputError,
+    Passage,
+    Ranking,
+    Reranker,
+    Usage,
+    check_request,
+    cut_by_any,
+    order,
+)
 
 __all__ = ["Fused", "standardised"]
 
@@ -60,3 +70,7 @@ class Fused(Reranker):
         ranking = order(query, candidates, list(total.values()), top_k, usage)
         usage.seconds = perf_counter() - start
         return ranking
+
+    def cuts(self, query: str, passages: Sequence[Passage]) -> list[bool] | None:
+        """Whether any of the rerankers that know would cut a passage."""
+        return cut_by_any(self.rerankers, query, passages)
