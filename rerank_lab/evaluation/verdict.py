@@ -41,7 +41,9 @@ def _difference(row: Mapping) -> str:
 
 
 def _would_take(row: Mapping, of: str = "queries") -> str:
-    return f"; about {row['needed']:,} {of} would decide at this spread" if row["needed"] else ""
+    if not row["needed"]:
+        return ""
+    return f"; about {float(format(row['needed'], '.2g')):,.0f} {of} would decide at this spread"
 
 
 def _rerank(result: Mapping, best: Mapping) -> tuple[str, str]:
