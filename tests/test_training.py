@@ -341,6 +341,26 @@ def test_what_is_exported_is_the_best_so_far(trainer, run):
     torch.testing.assert_close(exported_scores("gated", run, GROUP), exported[records[-1]], atol=0.05, rtol=0.02)
 
 
+def test_an_export_that_breaks_off_leaves_the_earlier_one_and_the_state_before_it(trainer, run):
+    made = trainer(1)
+    made.train()
+    before = {path.name: path.read_bytes() for path in [*(run / "export").iterdir(), run / "state.pt"]}
+    export = made.reading.export
+
+    def break_off(folder):
+        export(folder)
+        raise OSError("no space left")
+
+    made.reading.export = break_off
+    made.step = 2
+    with pytest.raises(OSError, match="no space left"):
+        made.save(export=True)
+    assert {path.name: path.read_bytes() for path in [*(run / "export").iterdir(), run / "state.pt"]} == before
+    made.reading.export = export
+    made.save(export=True)
+    assert sorted(path.name for path in run.iterdir()) == ["export", "log.jsonl", "state.pt"]
+
+
 # pairs
 
 

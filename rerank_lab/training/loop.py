@@ -160,7 +160,17 @@ class Trainer:
         self.step, self.best, self.worse = state["step"], state["best"], state["worse"]
 
     def save(self, export: bool) -> None:
-        """Keep the run's state and, where it is the best so far, export the checkpoint in fp16 to `<run>/export`."""
+        """Keep the run's state and, where it is the best so far, export the checkpoint in fp16 to `<run>/export`.
+
+        An export appears whole: its files belong to one step. It comes before the state, so that a run stopped between
+        the two makes it again.
+        """
+        if export:
+            part, whole = self.run / "export.part", self.run / "export"
+            shutil.rmtree(part, ignore_errors=True)
+            self.reading.export(part)
+            shutil.rmtree(whole, ignore_errors=True)
+            part.replace(whole)
         trained = {n: p.detach() for n, p in self.reading.named_parameters() if p.requires_grad}
         state = {
             "trained": trained,
@@ -174,8 +184,6 @@ class Trainer:
         part = self.run / "state.part"
         torch.save(state, part)
         part.replace(self.run / "state.pt")
-        if export:
-            self.reading.export(self.run / "export")
 
 
 def compiler_available() -> bool:
