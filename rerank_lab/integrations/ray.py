@@ -195,14 +195,17 @@ def _connect(actors: int, device: str) -> None:
     import ray
     from ray._private import ray_constants
 
+    cpus = actors + OTHERS
     if not ray.is_initialized():
-        ray_constants.ENABLE_RAY_CLUSTER = bool(cluster)  # where ray was imported before, it has read the variable
-        local = {"address": "local", "num_cpus": actors + OTHERS, "include_dashboard": False, "log_to_driver": False}
-        ray.init(logging_level=logging.ERROR, **({} if cluster else local))
+        local = {}
+        if not cluster:
+            ray_constants.ENABLE_RAY_CLUSTER = False  # where ray was imported before, it has read the variable
+            local = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "log_to_driver": False}
+        ray.init(logging_level=logging.ERROR, **local)
     there, gpus = ray.cluster_resources(), actors * device.startswith("cuda")
-    if there.get("CPU", 0) < actors + OTHERS or there.get("GPU", 0) < gpus:
+    if there.get("CPU", 0) < cpus or there.get("GPU", 0) < gpus:
         raise InputError(
-            f"{actors} actors need {actors + OTHERS} CPUs ({OTHERS} for Ray's own work) and {gpus} GPUs, the cluster "
+            f"{actors} actors need {cpus} CPUs ({OTHERS} for Ray's own work) and {gpus} GPUs, the cluster "
             f"has {there.get('CPU', 0):.0f} and {there.get('GPU', 0):.0f}: give fewer actors or connect to a larger one"
         )
 
