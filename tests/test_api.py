@@ -247,7 +247,6 @@ def test_the_pause_that_the_server_asks_for_is_kept(make, server, vendor):
 
 
 @given(header=st.text() | st.integers().map(str), year=st.integers(1970, 9999))
-@settings(deadline=None)
 def test_a_pause_is_seconds_or_nothing_whatever_the_header(header, year):
     pause = retry_pause(header, datetime(year, 1, 1, tzinfo=timezone.utc))
     assert pause is None or pause >= 0
@@ -359,7 +358,7 @@ JSON = st.recursive(
 
 
 @given(answer=JSON, vendor=st.sampled_from(["Jina", "Voyage", "TEI"]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_any_json_gives_scores_or_an_api_error(answer, vendor):
     raw = json.dumps(answer).encode()
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=raw))

@@ -50,7 +50,7 @@ def test_batches_are_sorted_and_no_batch_had_room_for_the_next_text(lengths, bud
         assert lengths[after[0]] <= lengths[batch[-1]]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join), text=texts, limit=st.integers(8, 64)
 )
@@ -91,7 +91,7 @@ def test_a_pair_that_just_fits_is_not_cut(tokenizers):
         assert (fits, cut.truncated) == (whole, True)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(some=st.lists(texts, max_size=5), limit=st.integers(3, 40))
 def test_single_texts_are_cut_as_transformers_cuts_them(tokenizers, some, limit):
     for tokenizer in tokenizers:
@@ -110,7 +110,7 @@ def end_of_prompt(tokenizer):
     return len(words) + len(tokenizer("")["input_ids"]) // 2, words
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(prompts=st.lists(texts.filter(bool), max_size=3), limit=st.integers(60, 120))
 def test_prompts_are_cut_only_at_the_end_of_their_passages(tokenizers, prompts, limit):
     for tokenizer in tokenizers:
@@ -148,7 +148,6 @@ def test_a_prompt_that_just_fits_is_not_cut_and_an_empty_passage_needs_no_room(t
             encode_template(tokenizer, PROMPT, "dog", [("tram",)], row.segments.count(0))
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 900), max_size=40))
 def test_scores_come_back_in_the_rows_order_and_their_cost_is_counted(sizes):
     rows = [Encoded([i] * size, [0] * size, truncated=i % 3 == 0) for i, size in enumerate(sizes)]

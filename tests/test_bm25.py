@@ -32,7 +32,7 @@ def by_formula(query, passages, k1=0.9, b=0.4, epsilon=0.25):
     return scores
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(texts=texts, query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join))
 def test_scores_equal_the_formula_and_all_that_share_a_word_are_found(texts, query):
     found = BM25([Passage(str(i), t) for i, t in enumerate(texts)]).search(query, len(texts))
@@ -42,7 +42,7 @@ def test_scores_equal_the_formula_and_all_that_share_a_word_are_found(texts, que
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(texts=texts, k=st.integers(1, 8), query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join))
 def test_the_k_best_are_the_head_of_the_whole_list(texts, query, k):
     index = BM25([Passage(str(i), t) for i, t in enumerate(texts)])

@@ -71,7 +71,7 @@ def test_the_isotonic_function_equals_scikit_learns_between_and_beyond_its_corne
 
 
 @pytest.mark.parametrize("how", ["platt", "isotonic"])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     pairs=st.lists(st.tuples(st.floats(-1e6, 1e6), st.booleans()), min_size=2, max_size=30).filter(
         lambda pairs: len({r for _, r in pairs}) == 2
@@ -97,7 +97,7 @@ def test_what_cannot_be_calibrated_is_refused():
         held_out(world(queries=9))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 8))
 def test_folds_deal_out_every_query_once(n, k):
     qids = [f"q{i}" for i in range(n)]
@@ -121,7 +121,7 @@ def test_the_error_is_small_where_the_world_is_logistic_and_large_for_a_liar():
     assert expected_calibration_error([0.99] * len(relevant), relevant) > 0.5
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 12))
 def test_bins_hold_every_pair_once_and_the_error_is_their_weighted_distance(pairs, bins):
     chances, relevant = zip(*pairs, strict=True)
@@ -136,7 +136,7 @@ def test_bins_hold_every_pair_once_and_the_error_is_their_weighted_distance(pair
 # nothing here answers
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), st.booleans()), min_size=1, max_size=20),
     st.floats(0.1, 1),

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_lab.core import Identity, InputError, PointwiseReranker, Usage, candidates_from
@@ -137,7 +137,6 @@ def test_equal_scores_leave_no_gap_even_where_they_are_infinite():
 held_out = st.lists(st.tuples(st.integers(0, 9), st.integers(-4, 4)), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(held_out, st.integers(0, 2))
 def test_no_margin_from_the_fitted_one_upwards_costs_more_than_the_tolerance(queries, tolerance):
     gaps, losses = zip(*queries, strict=True)

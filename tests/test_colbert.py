@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LONG, QUERY, SMALL, TEXTS, wordpiece_tokenizer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -168,7 +168,6 @@ def test_the_same_weights_score_the_same_in_every_layout(stanford, pylate):
     )
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_maxsim_equals_the_definition_whatever_the_padding(seed, lengths):
     generator = torch.Generator().manual_seed(seed)

@@ -80,7 +80,7 @@ def test_text_in_any_script_is_read_as_it_is(beir_folder):
     assert read_collection(beir_folder).passages["d1"].text == text
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(qrels=judgments)
 def test_qrels_come_back_as_written(tmp_path_factory, qrels):
     for name in ("round.qrels", "round.qrels.gz"):
@@ -89,7 +89,7 @@ def test_qrels_come_back_as_written(tmp_path_factory, qrels):
         assert read_qrels(path) == qrels
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(run=runs, tag=st.sampled_from(["bm25", "my own system", "x"]))
 def test_runs_come_back_with_the_same_scores_best_first(tmp_path_factory, run, tag):
     for name in ("round.run", "round.run.gz"):

@@ -48,7 +48,7 @@ def test_ndcg_equals_the_hand_computed_one():
     assert ndcg([1, 0, 3], [1, 3, 2]) == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(gains=st.lists(st.integers(0, 3), min_size=1, max_size=15).filter(any))
 def test_ndcg_equals_the_definition_on_any_list(gains):
     pids = [f"p{i}" for i in range(len(gains))]
@@ -92,7 +92,7 @@ def test_the_oracle_is_the_best_order_of_the_same_candidates():
     assert best["unjudged"] == {"a": 0.0}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(gains=st.lists(st.integers(0, 3), min_size=1, max_size=6).filter(any), data=st.data())
 def test_no_order_of_the_candidates_beats_the_oracle(gains, data):
     pids = [f"p{i}" for i in range(len(gains))]

@@ -21,7 +21,7 @@ from rerank_lab.evaluation.wording import seconds
 POINTS = st.dictionaries(st.text(max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(POINTS)
 def test_the_front_is_what_no_other_beats_in_both(points):
     front = pareto(points)
@@ -39,7 +39,7 @@ def test_the_front_is_what_no_other_beats_in_both(points):
 COST = st.fixed_dictionaries({"seconds": st.none() | st.integers(0, 3), "dollars": st.none() | st.integers(0, 3)})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COST, COST)
 def test_never_are_two_systems_each_cheaper_than_the_other(a, b):
     assert not (cheaper(a, b) and cheaper(b, a))
@@ -80,7 +80,7 @@ def test_types_are_told_by_wider_intervals_and_only_with_enough_queries():
     assert turned[0]["proven"] == "loses"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=12))
 def test_every_query_has_one_length_and_one_form(texts):
     queries = {str(i): text for i, text in enumerate(texts)}
@@ -124,7 +124,7 @@ def test_a_long_passage_is_told_by_its_beginning():
     assert told["text"].endswith("word …") and len(told["text"]) <= 242
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(1e-6, 1e5), st.floats(1.2, 50))
 def test_a_longer_time_never_reads_shorter(value, factor):
     def read(text):

@@ -68,7 +68,7 @@ def test_the_pool_is_what_any_system_puts_first_each_once_and_always_in_the_same
     assert pooled == pool([{"q": a}, {"q": b, "r": a}], 2)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=40))
 def test_any_answer_gives_a_grade_or_none(answer):
     assert parse_grade(answer) in {None, 0, 1, 2, 3}

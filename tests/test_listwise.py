@@ -77,7 +77,7 @@ def pieces(n):
     )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(n=st.integers(1, 30), data=st.data())
 def test_a_thousand_malformed_answers_all_become_a_permutation(n, data):
     answer = "".join(data.draw(st.lists(pieces(n), max_size=40)))

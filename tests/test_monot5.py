@@ -164,7 +164,7 @@ def words_of(answers, text):
     return answers.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     texts=st.lists(st.text(st.sampled_from("ab :.  \n🐈"), max_size=40), min_size=1, max_size=2),
     limit=st.integers(40, 120),
@@ -183,7 +183,7 @@ def test_the_prompts_own_words_and_the_end_survive_whatever_the_passages_are(ans
         assert words_of(answers, "Document1")[0] in row.ids
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(first=st.integers(0, 60), second=st.integers(0, 60), limit=st.integers(17, 90))
 def test_two_passages_share_the_room_and_what_one_leaves_goes_to_the_other(answers, first, second, limit):
     tram, bus = words_of(answers, "tram"), words_of(answers, "bus")
@@ -229,7 +229,6 @@ chances = st.integers(1, 7).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(p=chances)
 def test_the_four_aggregations_are_their_formulas(p):
     n = len(p)
@@ -248,7 +247,6 @@ def test_the_four_aggregations_are_their_formulas(p):
         assert aggregate(p, how) == pytest.approx(expected, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(p=chances, seed=st.integers(0, 99))
 def test_an_aggregate_does_not_depend_on_the_order_of_the_passages_at_all(p, seed):
     order = random.Random(seed).sample(range(len(p)), len(p))

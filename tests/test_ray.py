@@ -98,7 +98,7 @@ def test_a_title_goes_before_the_text(tmp_path):
     assert [text_of(table, pid) for pid in ("a", "b")] == ["Closed.", "Ferry At nine."]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.text(max_size=5), min_size=1))
 def test_every_passage_is_found_whatever_its_pid(texts):
     texts = {pid: text.encode("utf-8", "ignore").decode() for pid, text in texts.items()}

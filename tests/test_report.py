@@ -159,7 +159,7 @@ def test_several_first_stages_each_have_a_curve(data):
 # charts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_ticks_hold_the_values_between_them_and_are_few(a, b):
     low, high = sorted((a, b))
@@ -168,7 +168,7 @@ def test_ticks_hold_the_values_between_them_and_are_few(a, b):
     assert found == sorted(set(found)) and len(found) <= 8
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(1e-5, 1e4) | st.just(0.0), st.floats(0, 1)), min_size=1, max_size=8))
 def test_a_scatter_has_a_dot_and_a_name_for_every_system_inside_its_frame(pairs):
     rows = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_lab.core import DataError, InputError
@@ -18,7 +18,6 @@ def unit_vectors(n=2000, d=16, seed=0, groups=20):
     return F.normalize(middles[torch.arange(n) % groups] + 0.5 * torch.randn(n, d, generator=generator), dim=-1)
 
 
-@settings(deadline=None)
 @given(bits=st.sampled_from(BITS), rows=st.integers(0, 5), width=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_packing_and_unpacking_gives_the_numbers_back(bits, rows, width, seed):
     numbers = np.random.default_rng(seed).integers(0, 1 << bits, (rows, 8 * width), dtype=np.uint8)

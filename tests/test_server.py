@@ -16,7 +16,7 @@ import httpx
 import pytest
 import uvicorn
 from conftest import QUERY, TEXTS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -326,7 +326,6 @@ def test_a_body_without_end_is_given_up_at_the_limit(reranker):
             assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-@settings(deadline=None)
 @given(raw=st.binary(max_size=200), dialect=st.sampled_from(DIALECTS))
 def test_whatever_bytes_come_they_are_read_or_refused(raw, dialect):
     with pytest.raises(RefusedError):
@@ -341,7 +340,6 @@ json_values = st.recursive(
 FIELDS = ["model", "query", "documents", "texts", "top_n", "return_documents", "raw_scores", "truncate"]
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(FIELDS), json_values | st.lists(st.text(), max_size=12)), st.sampled_from(DIALECTS)
 )

@@ -73,7 +73,7 @@ def texts(result, kind):
     return [point["text"] for point in verdict(result)["points"] if point["kind"] == kind]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(results())
 def test_reranking_is_advised_only_where_it_is_proven_and_its_figures_are_the_right_ones(result):
     told, best = verdict(result), best_of(result)
@@ -90,7 +90,7 @@ def test_reranking_is_advised_only_where_it_is_proven_and_its_figures_are_the_ri
         assert all(row["measures"]["nDCG@10"]["value"] <= value for row in proven)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(results())
 def test_a_type_is_advised_against_only_where_it_is_proven_to_lose(result):
     losing = {row["type"] for row in best_of(result).get("types", []) if row["proven"] == "loses"}
@@ -98,7 +98,7 @@ def test_a_type_is_advised_against_only_where_it_is_proven_to_lose(result):
     assert sorted(said) == sorted(losing)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(results())
 def test_what_is_called_as_good_is_cheaper_and_within_the_noise(result):
     best = best_of(result)
@@ -109,7 +109,7 @@ def test_what_is_called_as_good_is_cheaper_and_within_the_noise(result):
         assert cheaper(row["cost"], best["cost"])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(results())
 def test_what_is_called_no_better_helps_too_and_costs_more(result):
     best = best_of(result)
@@ -120,7 +120,7 @@ def test_what_is_called_no_better_helps_too_and_costs_more(result):
     assert told == (able if best["reranker"] else [])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(results())
 def test_every_reranker_is_recommended_proven_harmful_or_called_open(result):
     told = verdict(result)
@@ -135,7 +135,7 @@ def test_every_reranker_is_recommended_proven_harmful_or_called_open(result):
             assert is_proven(gain) or row["name"] in harmful | undecided or in_because
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(results())
 def test_sentences_are_whole_and_say_nothing_that_is_no_figure(result):
     told = verdict(result)
@@ -144,7 +144,7 @@ def test_sentences_are_whole_and_say_nothing_that_is_no_figure(result):
         assert not re.search(r"\b(nan|inf|None)\b", text), text
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(results())
 def test_what_was_not_timed_is_named(result):
     (*said,) = texts(result, "untimed")
